@@ -1,1 +1,29 @@
+"""The operators that make AlphaFold-3-class models slow, and what makes them fast.
 
+Five functions of tensors, usable in any model: :func:`evo_attention`,
+:func:`layer_norm_linear`, :func:`transition`, :func:`triangle_multiplication` and
+:func:`adaptive_layer_norm`. :func:`use` switches the implementation of all of them,
+:func:`explain` says which one a call would run and why, and ``megafold.ops.reference`` holds
+the equation of each in plain PyTorch. Needs torch and triton, nothing else.
+"""
+
+from megafold.ops import reference
+from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
+from megafold.ops.dispatch import Choice, backend, explain, use
+from megafold.ops.evo_attention import evo_attention
+from megafold.ops.layer_norm_linear import layer_norm_linear
+from megafold.ops.transition import transition
+from megafold.ops.triangle_multiplication import triangle_multiplication
+
+__all__ = [
+    "Choice",
+    "adaptive_layer_norm",
+    "backend",
+    "evo_attention",
+    "explain",
+    "layer_norm_linear",
+    "reference",
+    "transition",
+    "triangle_multiplication",
+    "use",
+]

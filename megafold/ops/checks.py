@@ -1,0 +1,78 @@
+"""Validation shared by the operators: every error names the operator, the argument and shapes."""
+
+from __future__ import annotations
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_floats(
+    operator: str,
+    required: dict[str, torch.Tensor],
+    optional: dict[str, torch.Tensor | None] | None = None,
+) -> None:
+    """Require tensors on one device, of one floating dtype; the optional ones may be None.
+
+    Under ``torch.autocast`` dtypes may differ, as they may for PyTorch's own operations.
+
+    Raises:
+        TypeError: an argument is not a tensor, not floating, or its dtype differs.
+        ValueError: the arguments are on different devices.
+    """
+    first_name, first = "", None
+    given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    for name, tensor in {**required, **given}.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{operator}: {name} must be floating point, got {tensor.dtype}")
+        if first is None:
+            first_name, first = name, tensor
+            autocast = torch.is_autocast_enabled(tensor.device.type)
+            continue
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{operator}: {name} is on {tensor.device}, but {first_name} is on {first.device}"
+            )
+        if tensor.dtype != first.dtype and not autocast:
+            raise TypeError(
+                f"{operator}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}; "
+                "give one dtype, or run under torch.autocast"
+            )
+
+
+def check_mask(operator: str, mask: torch.Tensor, like: torch.Tensor) -> None:
+    """Require a boolean mask (True = real) on the device of ``like``."""
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"{operator}: mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{operator}: mask must be torch.bool (True = real), got {mask.dtype}")
+    if mask.device != like.device:
+        raise ValueError(f"{operator}: mask is on {mask.device}, the input is on {like.device}")
+
+
+def check_shape(
+    operator: str,
+    name: str,
+    tensor: torch.Tensor | None,
+    expected: tuple[int, ...],
+    letters: str,
+    of: str,
+) -> None:
+    """Require ``tensor`` (where given) to have the shape ``expected``.
+
+    Args:
+        letters: the expected shape in letters, for the message: ``"[H, C]"``.
+        of: what the numbers were taken from, for the message: ``"x of shape (2, 3)"``.
+    """
+    if tensor is not None and tuple(tensor.shape) != expected:
+        raise ValueError(
+            f"{operator}: {name} has shape {tuple(tensor.shape)}, expected {letters} = {expected} "
+            f"for {of}"
+        )
+
+
+def described(name: str, tensor: torch.Tensor) -> str:
+    """A tensor in words, for an error message: ``x of shape (2, 3)``."""
+    return f"{name} of shape {tuple(tensor.shape)}"

@@ -1,0 +1,154 @@
+"""Which implementation of an operator runs, and why.
+
+Every operator has a PyTorch implementation; some have Triton kernels too. The choice is made
+in one place, here, and can be asked for before the call::
+
+    with megafold.ops.use("torch"):      # every operator inside, in this thread or task only
+        ...
+    print(megafold.ops.explain("transition", x, ...))
+
+``"auto"`` (the default) takes Triton for the operators that have kernels, on a GPU, in a dtype
+they take, and PyTorch otherwise. ``"torch"`` and ``"triton"`` are explicit: what was asked for
+runs, or an error says why it cannot. Nothing is ever replaced quietly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "torch", "triton")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_backend: ContextVar[str] = ContextVar("megafold_operator_backend", default="auto")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What would run for one call, and why. ``str()`` of it is one readable line."""
+
+    operator: str
+    implementation: str  # "torch" or "triton"
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator}: {self.implementation} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One entry of the registry of operators."""
+
+    name: str
+    function: Callable[..., torch.Tensor]  # the public function
+    check: Callable[..., None]  # raises for bad input; the same signature
+    kernels: str | None  # what Triton computes of it; None where there is no kernel
+
+
+REGISTRY: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> None:
+    """Make an operator known to ``explain`` and ``choose``."""
+    REGISTRY[operator.name] = operator
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Choose the implementation of every operator called inside.
+
+    Holds for the current thread or asyncio task only, and is restored on the way out.
+    The choice is made in the forward call; the backward follows it.
+
+    Args:
+        backend: ``"torch"``, ``"triton"`` or ``"auto"``.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown operator backend {backend!r}; choose one of {BACKENDS}")
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def backend() -> str:
+    """The backend in force here: ``"auto"``, ``"torch"`` or ``"triton"``."""
+    return _backend.get()
+
+
+def choose(operator: str, tensor: torch.Tensor) -> Choice:
+    """The implementation for a call of ``operator`` whose (main) input is ``tensor``.
+
+    Raises:
+        NotImplementedError: Triton was asked for and the operator has no Triton kernel.
+        RuntimeError: Triton was asked for and cannot run on this device.
+        TypeError: Triton was asked for and takes no input of this dtype.
+    """
+    asked = _backend.get()
+    if asked == "torch":
+        return Choice(operator, "torch", 'use("torch") asks for it')
+    kernels = REGISTRY[operator].kernels
+    obstacle = _obstacle(operator, kernels, tensor)
+    if asked == "triton":
+        if obstacle is not None:
+            error, why = obstacle
+            raise error(f'{operator}: use("triton") asks for Triton, but {why}')
+        return Choice(operator, "triton", f'use("triton") asks for it; {kernels}')
+    if obstacle is not None:
+        return Choice(operator, "torch", obstacle[1])
+    if tensor.device.type != "cuda":
+        return Choice(operator, "torch", "on the CPU the Triton interpreter is for tests only")
+    return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
+
+
+def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
+    """Which implementation ``operator(*args, **kwargs)`` would run here and now, and why.
+
+    Args:
+        operator: an operator of ``megafold.ops``, or its name.
+        args, kwargs: as for the call itself. They are validated, and nothing is computed.
+
+    Raises:
+        ValueError: no operator of that name.
+        Whatever the call itself would raise for these arguments under the backend in force.
+    """
+    name = operator if isinstance(operator, str) else getattr(operator, "__name__", repr(operator))
+    if name not in REGISTRY:
+        raise ValueError(f"unknown operator {name!r}; choose one of {tuple(REGISTRY)}")
+    REGISTRY[name].check(*args, **kwargs)
+    main = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
+    return choose(name, main)
+
+
+def _obstacle(
+    operator: str, kernels: str | None, tensor: torch.Tensor
+) -> tuple[type[Exception], str] | None:
+    """Why Triton cannot run this call, with the error to raise for it; None where it can."""
+    if kernels is None:
+        return NotImplementedError, f"{operator} has no Triton kernel yet"
+    if importlib.util.find_spec("triton") is None:
+        return RuntimeError, "triton is not installed"
+    if tensor.dtype not in TRITON_DTYPES:
+        return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"
+    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and _interpreted()):
+        return None
+    return RuntimeError, (
+        f"its input is on {tensor.device}: Triton needs a GPU "
+        "(or TRITON_INTERPRET=1 set before Python starts, for tests)"
+    )
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels in the interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

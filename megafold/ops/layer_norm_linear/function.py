@@ -1,0 +1,67 @@
+"""LayerNorm + Linear: the public function, its validation and the choice of implementation."""
+
+from __future__ import annotations
+
+import torch
+
+from megafold.ops import dispatch
+from megafold.ops.checks import check_floats, check_shape, described
+from megafold.ops.layer_norm_linear.reference import reference
+
+NAME = "layer_norm_linear"
+
+
+def layer_norm_linear(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """``linear(layer_norm(x, norm_weight, norm_bias, eps), weight, bias)``.
+
+    Args:
+        x: ``[..., C]``, fp32, bf16, fp16 (or fp64); any strides.
+        norm_weight, norm_bias: ``[C]`` or None (no scale, no offset).
+        weight: ``[O, C]``, as in ``torch.nn.Linear``.
+        bias: ``[O]`` or None.
+        eps: added to the variance.
+
+    Returns:
+        ``[..., O]``, dtype of x. Under ``torch.autocast`` the result has the autocast dtype,
+        as that of ``torch.nn.functional.linear`` has.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
+    """
+    check(x, norm_weight, norm_bias, weight, bias, eps)
+    dispatch.choose(NAME, x)
+    return reference(x, norm_weight, norm_bias, weight, bias, eps)
+
+
+def check(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """Raise TypeError or ValueError where the arguments are not a valid call."""
+    norms = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_floats(NAME, {"x": x, "weight": weight}, {**norms, "bias": bias})
+    if x.dim() < 1 or x.shape[-1] == 0:
+        raise ValueError(f"{NAME}: x has shape {tuple(x.shape)}, expected [..., C] with C > 0")
+    channels, of = x.shape[-1], described("x", x)
+    for name, tensor in norms.items():
+        check_shape(NAME, name, tensor, (channels,), "[C]", of)
+    if weight.dim() != 2 or weight.shape[1] != channels:
+        raise ValueError(
+            f"{NAME}: weight has shape {tuple(weight.shape)}, expected [O, C] = (O, {channels}) "
+            f"for {of}"
+        )
+    check_shape(NAME, "bias", bias, (weight.shape[0],), "[O]", described("weight", weight))
+
+
+dispatch.register(dispatch.Operator(NAME, layer_norm_linear, check, kernels=None))

@@ -1,0 +1,111 @@
+"""Triangle multiplication: the public function, its validation and the choice."""
+
+from __future__ import annotations
+
+import torch
+
+from megafold.ops import dispatch
+from megafold.ops.checks import check_floats, check_mask, check_shape, described
+from megafold.ops.triangle_multiplication.reference import reference
+
+NAME = "triangle_multiplication"
+
+
+def triangle_multiplication(
+    z: torch.Tensor,
+    mask: torch.Tensor | None,
+    norm_in_weight: torch.Tensor | None,
+    norm_in_bias: torch.Tensor | None,
+    p_in_weight: torch.Tensor,
+    g_in_weight: torch.Tensor,
+    norm_out_weight: torch.Tensor | None,
+    norm_out_bias: torch.Tensor | None,
+    p_out_weight: torch.Tensor,
+    g_out_weight: torch.Tensor,
+    *,
+    outgoing: bool = True,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Update every edge of the pair representation from the triangles it is part of.
+
+    ``out_ij = sigmoid(g_out n_ij) * p_out layer_norm(sum_k a_ik * b_jk)``, with
+    ``a, b = sigmoid(g_in n) * (p_in n)`` and ``n = layer_norm(z)``. Incoming edges use
+    ``a_ki * b_kj``.
+
+    Args:
+        z: ``[B, N, N, C]``, fp32, bf16, fp16 (or fp64); any strides.
+        mask: bool ``[B, N, N]``, True = real, or None. Edges outside it are left out of the
+            sum; their own outputs are computed all the same.
+        norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias: ``[C]`` or None.
+        p_in_weight, g_in_weight: ``[2 C, C]``; the first C rows give a, the rest b.
+        p_out_weight, g_out_weight: ``[C, C]``.
+        outgoing: outgoing edges (algorithm 12) or incoming ones (algorithm 13).
+        eps: added to the variances.
+
+    Returns:
+        ``[B, N, N, C]``, dtype of z; the update, without the residual. Under
+        ``torch.autocast`` the result has the autocast dtype, as that of
+        ``torch.nn.functional.linear`` has.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
+
+    Algorithms 12 and 13 of AlphaFold 3.
+    """
+    tensors = (
+        z,
+        mask,
+        norm_in_weight,
+        norm_in_bias,
+        p_in_weight,
+        g_in_weight,
+        norm_out_weight,
+        norm_out_bias,
+        p_out_weight,
+        g_out_weight,
+    )
+    check(*tensors, outgoing=outgoing, eps=eps)
+    dispatch.choose(NAME, z)
+    return reference(*tensors, outgoing=outgoing, eps=eps)
+
+
+def check(
+    z: torch.Tensor,
+    mask: torch.Tensor | None,
+    norm_in_weight: torch.Tensor | None,
+    norm_in_bias: torch.Tensor | None,
+    p_in_weight: torch.Tensor,
+    g_in_weight: torch.Tensor,
+    norm_out_weight: torch.Tensor | None,
+    norm_out_bias: torch.Tensor | None,
+    p_out_weight: torch.Tensor,
+    g_out_weight: torch.Tensor,
+    *,
+    outgoing: bool = True,
+    eps: float = 1e-5,
+) -> None:
+    """Raise TypeError or ValueError where the arguments are not a valid call."""
+    norms = {
+        "norm_in_weight": norm_in_weight,
+        "norm_in_bias": norm_in_bias,
+        "norm_out_weight": norm_out_weight,
+        "norm_out_bias": norm_out_bias,
+    }
+    linears_in = {"p_in_weight": p_in_weight, "g_in_weight": g_in_weight}
+    linears_out = {"p_out_weight": p_out_weight, "g_out_weight": g_out_weight}
+    check_floats(NAME, {"z": z, **linears_in, **linears_out}, norms)
+    if z.dim() != 4 or z.shape[1] != z.shape[2] or z.shape[3] == 0:
+        raise ValueError(f"{NAME}: z has shape {tuple(z.shape)}, expected [B, N, N, C] with C > 0")
+    channels, of = z.shape[-1], described("z", z)
+    for name, tensor in norms.items():
+        check_shape(NAME, name, tensor, (channels,), "[C]", of)
+    for name, tensor in linears_in.items():
+        check_shape(NAME, name, tensor, (2 * channels, channels), "[2 C, C]", of)
+    for name, tensor in linears_out.items():
+        check_shape(NAME, name, tensor, (channels, channels), "[C, C]", of)
+    if mask is not None:
+        check_mask(NAME, mask, z)
+        check_shape(NAME, "mask", mask, tuple(z.shape[:3]), "[B, N, N]", of)
+
+
+dispatch.register(dispatch.Operator(NAME, triangle_multiplication, check, kernels=None))
