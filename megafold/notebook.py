@@ -1,0 +1,159 @@
+"""What a notebook needs beyond the library: start-up, progress, source, saved figures.
+
+A notebook begins with::
+
+    from megafold import notebook
+
+    notebook.setup()
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from tqdm.auto import tqdm
+
+import megafold
+from megafold.viz import browser, index, theme
+from megafold.viz.renderer import NotebookRenderer
+
+T = TypeVar("T")
+
+_INTERACTIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+
+
+def setup() -> None:
+    """Prepare figures and say in one line what this notebook runs on.
+
+    Sets Plotly's template and renderer: interactive in JupyterLab, with a PNG beside it where
+    a browser is found, so that exported pages show it too. Nothing is fetched from the network.
+    """
+    theme.install()
+    pio.renderers["megafold"] = NotebookRenderer()
+    pio.renderers.default = "megafold"
+    parts = [
+        f"MegaFold {megafold.__version__}",
+        _device(),
+        f"torch {_version('torch')}",
+        f"triton {_version('triton')}",
+        f"operators {_operators()}",
+    ]
+    if browser.find_browser() is None:
+        parts.append("no browser: figures without PNG and SVG")
+    print(" · ".join(parts))
+
+
+def headless() -> bool:
+    """True where nobody watches: executed by nbclient, in a test, or with output redirected.
+
+    ``MEGAFOLD_HEADLESS`` set to 1 or 0 decides. Otherwise a kernel is watched when a Jupyter
+    server, VS Code or Colab started it, and a script is watched when it writes to a terminal.
+    """
+    chosen = os.environ.get("MEGAFOLD_HEADLESS")
+    if chosen is not None:
+        if chosen not in ("0", "1"):
+            raise ValueError(f"MEGAFOLD_HEADLESS must be 0 or 1, not {chosen!r}")
+        return chosen == "1"
+    if "ipykernel" in sys.modules:
+        return not any(name in os.environ for name in _INTERACTIVE)
+    return not sys.stderr.isatty()
+
+
+def progress(iterable: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
+    """``iterable`` with a progress bar; silent when headless.
+
+    Args:
+        iterable: what to go through.
+        total: number of items, where ``iterable`` does not know it.
+        desc: a word or two before the bar.
+    """
+    return iter(tqdm(iterable, total=total, desc=desc, leave=False, disable=headless()))
+
+
+def show_source(function: Callable[..., Any]) -> None:
+    """Show the shipped source of a function, a class or a Triton kernel, with file and line.
+
+    Raises:
+        TypeError: ``function`` has no Python source (built in, or written in C).
+    """
+    # A Triton kernel, a compiled or a decorated function: the one written down is inside.
+    plain = inspect.unwrap(function)
+    while not (inspect.isroutine(plain) or inspect.isclass(plain)) and hasattr(plain, "fn"):
+        plain = plain.fn
+    try:
+        lines, first = inspect.getsourcelines(plain)
+        file = Path(inspect.getsourcefile(plain) or "")
+    except (TypeError, OSError) as error:
+        raise TypeError(f"{function!r} has no Python source to show") from error
+    source = inspect.cleandoc("\n" + "".join(lines)).rstrip()
+    display(Markdown(f"`{_short(file)}:{first}`\n\n```python\n{source}\n```"))
+
+
+def save(figure: go.Figure, name: str) -> None:
+    """Display a figure and write it as ``name.json``, ``name.svg`` and ``name.png``.
+
+    Into ``$MEGAFOLD_FIGURES``, else into ``figures/`` of the checkout, else into ``figures/``
+    here; the folder's index page is kept current. SVG and PNG need a browser: what could not be
+    written is said. A figure that has not changed is not written again.
+
+    Raises:
+        ValueError: ``name`` is not lower case letters, digits and underscores.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"a figure's name is lower case letters, digits, _; not {name!r}")
+    written = index.write_figure(figure, name, figures_folder())
+    if get_ipython() is not None:  # a plain script has nowhere to show it
+        pio.show(figure)
+    print(written)
+
+
+def figures_folder() -> Path:
+    """Where ``save`` writes."""
+    chosen = os.environ.get("MEGAFOLD_FIGURES")
+    if chosen:
+        return Path(chosen)
+    checkout = Path(megafold.__file__).resolve().parents[1]
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "figures"
+
+
+def _short(file: Path) -> str:
+    """The path from the package on, so that a stored notebook names no machine."""
+    parts = file.parts
+    return "/".join(parts[parts.index("megafold") :]) if "megafold" in parts else file.name
+
+
+def _device() -> str:
+    import torch
+
+    device = megafold.device()
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device)
+
+
+def _operators() -> str:
+    """The operator backend in force, and what it comes to on this device."""
+    import torch
+
+    from megafold.ops import backend, dispatch
+
+    probe = torch.empty(0, device=megafold.device())
+    return f"{backend()} ({dispatch.choose('evo_attention', probe).implementation})"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
