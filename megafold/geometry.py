@@ -1,0 +1,56 @@
+"""Rigid motions of point sets: random placement and weighted superposition.
+
+Shape letters: S copies, A atoms.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform rotations ``[count, 3, 3]`` float32 on the CPU, from random unit quaternions."""
+    q = torch.randn(count, 4, generator=generator)
+    w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def centre_random_augmentation(
+    x: torch.Tensor, mask: torch.Tensor, generator: torch.Generator, *, spread: float = 1.0
+) -> torch.Tensor:
+    """Algorithm 19: centre each copy, rotate it at random, shift it by ``spread`` angstrom.
+
+    x ``[S, A, 3]``, mask ``[A]`` bool (the atoms that define the centre).
+    """
+    weight = mask.to(x.dtype)[:, None]
+    centre = (x * weight).sum(-2, keepdim=True) / weight.sum().clamp(min=1.0)
+    rotation = random_rotations(x.shape[0], generator).to(x)
+    shift = spread * torch.randn(x.shape[0], 1, 3, generator=generator).to(x)
+    return (x - centre) @ rotation.transpose(-1, -2) + shift
+
+
+@torch.no_grad()
+def weighted_rigid_align(
+    mobile: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Algorithm 28: ``mobile`` moved rigidly onto ``target``; mirror images are not allowed.
+
+    mobile and target ``[S, A, 3]``, weight ``[A]``, zero where an atom does not count.
+    Carries no gradient. Float32 whatever the input.
+    """
+    mobile, target, weight = mobile.float(), target.float(), weight.float()[:, None]
+    total = weight.sum().clamp(min=1e-8)
+    mean_m = (mobile * weight).sum(-2, keepdim=True) / total
+    mean_t = (target * weight).sum(-2, keepdim=True) / total
+    covariance = ((target - mean_t) * weight).transpose(-1, -2) @ (mobile - mean_m)
+    u, _, vh = torch.linalg.svd(covariance)
+    # A reflection would fit better than any rotation: flip the least important axis.
+    flip = torch.ones_like(u[..., 0])
+    flip[..., 2] = torch.linalg.det(u @ vh).sign()
+    rotation = (u * flip[..., None, :]) @ vh
+    return (mobile - mean_m) @ rotation.transpose(-1, -2) + mean_t

@@ -1,0 +1,63 @@
+"""AlphaFold 3: the trunk with recycling (Algorithm 1) and what hangs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from megafold.model.config import ModelConfig, config_from_name
+from megafold.model.diffusion import DiffusionModule, Trunk
+from megafold.model.embedders import InputEmbedder, RelativePosition
+from megafold.model.heads import DistogramHead
+from megafold.model.msa import MSAModule
+from megafold.model.pairformer import Pairformer
+from megafold.model.primitives import LayerNormLinear
+from megafold.model.template import TemplateEmbedder
+from megafold.model.windows import AtomWindows
+
+if TYPE_CHECKING:
+    from megafold.data.batch import Batch
+
+
+class AlphaFold3(nn.Module):
+    """The whole model. Its forward is the trunk; ``training_loss`` and ``sample`` use it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_embedder = InputEmbedder(config)
+        self.recycle_z = LayerNormLinear(config.c_z, config.c_z, init="final")
+        self.recycle_s = LayerNormLinear(config.c_s, config.c_s, init="final")
+        self.template_embedder = TemplateEmbedder(config)
+        self.msa_module = MSAModule(config)
+        self.pairformer = Pairformer(config)
+        self.diffusion = DiffusionModule(config)
+        self.distogram_head = DistogramHead(config)
+
+    @classmethod
+    def from_name(cls, name: str) -> AlphaFold3:
+        """The model of a named configuration: ``tiny``, ``small`` or ``af3``."""
+        return cls(config_from_name(name))
+
+    def forward(self, batch: Batch, *, generator: torch.Generator, cycles: int) -> Trunk:
+        """Run the trunk ``cycles`` times; only the last carries a gradient."""
+        windows = AtomWindows.of(batch.atom_mask)
+        relative = RelativePosition.of(batch)
+        pair_mask = batch.token_mask[:, None] & batch.token_mask[None, :]
+        s_inputs, s_init, z_init = self.input_embedder(batch, windows, relative)
+        s, z = torch.zeros_like(s_init), torch.zeros_like(z_init)
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+                z = z_init + self.recycle_z(z)
+                z = z + self.template_embedder(batch, z, pair_mask)
+                z = self.msa_module(batch, s_inputs, z, pair_mask, generator)
+                s = s_init + self.recycle_s(s)
+                s, z = self.pairformer(s, z, batch.token_mask, pair_mask)
+        return Trunk(s_inputs, s, z, relative, windows)
+
+    def num_parameters(self) -> int:
+        """How many trainable numbers the model has."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,74 @@
+"""Attention with pair bias, over all tokens or over windows of atoms.
+
+Shape letters: N tokens or atoms, S noised copies, W windows, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from megafold import ops
+from megafold.model.primitives import AdaptiveLayerNorm, LayerNormLinear, linear, zero_scale
+
+if TYPE_CHECKING:
+    from megafold.model.windows import AtomWindows
+
+
+class AttentionPairBias(nn.Module):
+    """Algorithm 24: gated attention whose logits carry a bias from the pair representation.
+
+    With ``c_s`` the input is normalised, and the output scaled, by a conditioning ``s``
+    (diffusion and atom transformers); without, by a plain LayerNorm (Pairformer).
+    """
+
+    def __init__(self, c_a: int, c_pair: int, heads: int, c_s: int | None = None) -> None:
+        super().__init__()
+        if c_a % heads:
+            raise ValueError(f"c_a = {c_a} is not a multiple of heads = {heads}")
+        self.heads = heads
+        self.conditioned = c_s is not None
+        self.norm = nn.LayerNorm(c_a) if c_s is None else AdaptiveLayerNorm(c_a, c_s)
+        self.linear_q = linear(c_a, c_a, bias=True)
+        self.linear_k = linear(c_a, c_a)
+        self.linear_v = linear(c_a, c_a)
+        self.pair_bias = LayerNormLinear(c_pair, heads)
+        self.linear_g = linear(c_a, c_a, init="gate")
+        # In the conditioned form the scale alone closes the branch at the start.
+        self.linear_out = linear(c_a, c_a, init="final" if c_s is None else "default")
+        if c_s is not None:
+            self.linear_scale = zero_scale(c_a, c_s)
+
+    def forward(
+        self,
+        a: torch.Tensor,
+        pair: torch.Tensor,
+        mask: torch.Tensor,
+        s: torch.Tensor | None = None,
+        windows: AtomWindows | None = None,
+    ) -> torch.Tensor:
+        """a ``[S, N, c_a]``, mask ``[N]`` bool, s ``[S or 1, N, c_s]``; returns as ``a``.
+
+        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``.
+        """
+        a = self.norm(a, s) if self.conditioned else self.norm(a)
+        q, k, v = (f(a).unflatten(-1, (self.heads, -1)) for f in self._projections())
+        bias = self.pair_bias(pair)
+        # One operator serves both: all tokens are a single window, [1, S, N, H, D].
+        if windows is None:
+            q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
+            bias, key_mask = bias.unsqueeze(0), mask[None, None]
+        else:
+            q, k, v = windows.queries(q), windows.keys(k), windows.keys(v)
+            key_mask = windows.key_mask[:, None]
+        out = ops.evo_attention(q, k, v, key_mask, bias.permute(0, 3, 1, 2))
+        out = out.squeeze(0) if windows is None else windows.merge(out)
+        out = self.linear_out(torch.sigmoid(self.linear_g(a)) * out.flatten(-2))
+        if self.conditioned:
+            out = torch.sigmoid(self.linear_scale(s)) * out
+        return out
+
+    def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.linear_q, self.linear_k, self.linear_v

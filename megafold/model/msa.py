@@ -1,0 +1,135 @@
+"""The MSA module (Algorithm 8): what the alignment tells the pair representation.
+
+Shape letters: M alignment rows, N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.functional import one_hot
+
+from megafold.model.blocks import Blocks
+from megafold.model.config import ModelConfig
+from megafold.model.primitives import LayerNormLinear, Transition, dropout_shared, linear
+from megafold.model.triangle import PairStack
+
+if TYPE_CHECKING:
+    from megafold.data.batch import Batch
+
+
+class OuterProductMean(nn.Module):
+    """Algorithm 9: mean over rows of the outer product of two projections of m."""
+
+    def __init__(self, c_m: int, c_z: int, c: int) -> None:
+        super().__init__()
+        self.ab = LayerNormLinear(c_m, 2 * c)
+        self.linear_out = linear(c * c, c_z, bias=True, init="final")
+
+    def forward(self, m: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """m ``[M, N, c_m]``, mask ``[M, N]`` bool; returns ``[N, N, c_z]``."""
+        weight = mask.to(m.dtype)
+        a, b = (self.ab(m) * weight[..., None]).chunk(2, dim=-1)
+        outer = torch.einsum("sic,sjd->ijcd", a, b).flatten(-2)
+        rows = weight.T @ weight
+        return self.linear_out(outer / rows.clamp(min=1.0)[..., None])
+
+
+class PairWeightedAveraging(nn.Module):
+    """Algorithm 10: each row averaged over tokens with weights from the pair alone."""
+
+    def __init__(self, c_m: int, c_z: int, heads: int, c_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.vg = LayerNormLinear(c_m, 2 * heads * c_head)
+        self.pair_bias = LayerNormLinear(c_z, heads)
+        self.linear_out = linear(heads * c_head, c_m, init="final")
+
+    def forward(self, m: torch.Tensor, z: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+        """m ``[M, N, c_m]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool; returns as m."""
+        v, g = self.vg(m).chunk(2, dim=-1)
+        logits = self.pair_bias(z).masked_fill(~token_mask[None, :, None], -1e9)
+        weight = torch.softmax(logits, dim=1)
+        v = v.unflatten(-1, (self.heads, -1))
+        out = torch.einsum("ijh,sjhc->sihc", weight, v).flatten(-2)
+        return self.linear_out(torch.sigmoid(g) * out)
+
+
+class MSABlock(nn.Module):
+    """One block: alignment to pair, pair to alignment, then the pair stack.
+
+    Nothing reads the alignment after the last block, so that block does not update it.
+    """
+
+    def __init__(self, config: ModelConfig, *, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.dropout = config.msa_dropout
+        self.outer_product_mean = OuterProductMean(config.c_m, config.c_z, config.c_outer_product)
+        if not last:
+            self.pair_weighted_averaging = PairWeightedAveraging(
+                config.c_m, config.c_z, config.msa_heads, config.c_msa_head
+            )
+            self.transition = Transition(config.c_m)
+        self.pair_stack = PairStack(config.c_z, config.triangle_heads, config.pair_dropout)
+
+    def forward(
+        self,
+        m: torch.Tensor,
+        z: torch.Tensor,
+        msa_mask: torch.Tensor,
+        token_mask: torch.Tensor,
+        pair_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        z = z + self.outer_product_mean(m, msa_mask)
+        if not self.last:
+            update = self.pair_weighted_averaging(m, z, token_mask)
+            m = m + dropout_shared(update, self.dropout, 0, self.training)
+            m = m + self.transition(m)
+        return m, self.pair_stack(z, pair_mask)
+
+
+class MSAModule(nn.Module):
+    """Algorithm 8. Draws a fresh subset of rows at every call; the query always stays."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rows = config.msa_rows
+        self.linear_m = linear(34, config.c_m)
+        self.linear_s = linear(config.c_s_inputs, config.c_m)
+        self.blocks = Blocks(
+            (MSABlock(config, last=i == config.msa_blocks - 1) for i in range(config.msa_blocks)),
+            checkpointing=config.checkpointing,
+        )
+
+    def forward(
+        self,
+        batch: Batch,
+        s_inputs: torch.Tensor,
+        z: torch.Tensor,
+        pair_mask: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """s_inputs ``[N, c_s_inputs]``, z ``[N, N, c_z]``; returns the updated z."""
+        rows = self._draw_rows(batch.msa.shape[0], generator).to(z.device)
+        features = torch.cat(
+            [
+                one_hot(batch.msa[rows], 32).to(z.dtype),
+                batch.has_deletion[rows, :, None].to(z.dtype),
+                batch.deletion_value[rows, :, None].to(z.dtype),
+            ],
+            dim=-1,
+        )
+        m = self.linear_m(features) + self.linear_s(s_inputs)
+        msa_mask = batch.msa_mask[rows] & batch.token_mask
+        for block in self.blocks:
+            m, z = self.blocks.run(block, m, z, msa_mask, batch.token_mask, pair_mask)
+        return z
+
+    def _draw_rows(self, available: int, generator: torch.Generator) -> torch.Tensor:
+        if available <= self.rows:
+            return torch.arange(available)
+        drawn = 1 + torch.randperm(available - 1, generator=generator)[: self.rows - 1]
+        return torch.cat([torch.zeros(1, dtype=torch.long), drawn])
