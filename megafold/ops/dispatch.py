@@ -27,7 +27,13 @@ import torch
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+# The backend in force, per thread and asyncio task. torch.compile can neither read a context
+# variable nor guard on one, so `use` mirrors it in a plain global, which Dynamo guards:
+# compiled code is compiled again when the backend changes.
 _backend: ContextVar[str] = ContextVar("megafold_operator_backend", default="auto")
+_backend_for_dynamo = "auto"
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,10 @@ def register(operator: Operator) -> None:
 def use(backend: str) -> Iterator[None]:
     """Choose the implementation of every operator called inside.
 
-    Holds for the current thread or asyncio task only, and is restored on the way out.
-    The choice is made in the forward call; the backward follows it.
+    Holds for the current thread or asyncio task only, and is restored on the way out. (Code
+    under ``torch.compile`` follows the switch too, but process-wide: do not switch in one
+    thread while another runs compiled code.) The choice is made in the forward call; the
+    backward follows it.
 
     Args:
         backend: ``"torch"``, ``"triton"`` or ``"auto"``.
@@ -73,18 +81,22 @@ def use(backend: str) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
+    global _backend_for_dynamo
     if backend not in BACKENDS:
         raise ValueError(f"unknown operator backend {backend!r}; choose one of {BACKENDS}")
-    token = _backend.set(backend)
+    token = None if torch.compiler.is_dynamo_compiling() else _backend.set(backend)
+    previous, _backend_for_dynamo = _backend_for_dynamo, backend
     try:
         yield
     finally:
-        _backend.reset(token)
+        _backend_for_dynamo = previous
+        if token is not None:
+            _backend.reset(token)
 
 
 def backend() -> str:
     """The backend in force here: ``"auto"``, ``"torch"`` or ``"triton"``."""
-    return _backend.get()
+    return _backend_for_dynamo if torch.compiler.is_dynamo_compiling() else _backend.get()
 
 
 def choose(operator: str, tensor: torch.Tensor) -> Choice:
@@ -95,7 +107,7 @@ def choose(operator: str, tensor: torch.Tensor) -> Choice:
         RuntimeError: Triton was asked for and cannot run on this device.
         TypeError: Triton was asked for and takes no input of this dtype.
     """
-    asked = _backend.get()
+    asked = backend()
     if asked == "torch":
         return Choice(operator, "torch", 'use("torch") asks for it')
     kernels = REGISTRY[operator].kernels
@@ -137,7 +149,7 @@ def _obstacle(
     """Why Triton cannot run this call, with the error to raise for it; None where it can."""
     if kernels is None:
         return NotImplementedError, f"{operator} has no Triton kernel yet"
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return RuntimeError, "triton is not installed"
     if tensor.dtype not in TRITON_DTYPES:
         return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"

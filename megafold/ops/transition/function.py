@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from megafold.ops import dispatch
 from megafold.ops.checks import check_floats, check_shape, described
@@ -39,8 +40,27 @@ def transition(
     Algorithm 11 of AlphaFold 3.
     """
     check(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
-    dispatch.choose(NAME, x)
-    return reference(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    if dispatch.choose(NAME, x).implementation == "torch":
+        return reference(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    return _triton(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+
+
+def _triton(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    weight_value: torch.Tensor,
+    weight_out: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """The norm and the matrix products by PyTorch, SwiGLU by Triton."""
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.ops.transition.kernels import swiglu
+
+    normalised = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    hidden = swiglu(F.linear(normalised, weight_gate), F.linear(normalised, weight_value))
+    return F.linear(hidden, weight_out)
 
 
 def check(
@@ -75,4 +95,4 @@ def check(
     check_shape(NAME, "weight_out", weight_out, (channels, hidden), "[C, H]", of)
 
 
-dispatch.register(dispatch.Operator(NAME, transition, check, kernels=None))
+dispatch.register(dispatch.Operator(NAME, transition, check, "its SwiGLU is a Triton kernel"))
