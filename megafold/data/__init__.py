@@ -1,1 +1,83 @@
+"""mmCIF to features, cache, crops and batches, and coordinates back to mmCIF.
 
+Public names are imported on first use, so that ``megafold.data.batch`` loads neither
+biotite nor RDKit. A module never has the name of a public function.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megafold.data.alignment import Alignment, query_alignment, read_alignment
+    from megafold.data.batch import Batch, make_batch, pad_batch
+    from megafold.data.bundled import (
+        Sample,
+        example_batch,
+        example_features,
+        sample_alignments,
+        sample_path,
+        samples,
+    )
+    from megafold.data.cropping import crop
+    from megafold.data.errors import DataError
+    from megafold.data.features import Features
+    from megafold.data.featurization import featurize
+    from megafold.data.layout import AtomLayout
+    from megafold.data.read import read_structure
+    from megafold.data.structure import Chain, Structure
+    from megafold.data.tokens import Tokens, tokenize
+
+_PUBLIC = {
+    "alignment": ("Alignment", "query_alignment", "read_alignment"),
+    "batch": ("Batch", "make_batch", "pad_batch"),
+    "bundled": (
+        "Sample", "example_batch", "example_features", "sample_alignments", "sample_path",
+        "samples",
+    ),
+    "cropping": ("crop",),
+    "errors": ("DataError",),
+    "features": ("Features",),
+    "featurization": ("featurize",),
+    "layout": ("AtomLayout",),
+    "read": ("read_structure",),
+    "structure": ("Chain", "Structure"),
+    "tokens": ("Tokens", "tokenize"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "Alignment",
+    "AtomLayout",
+    "Batch",
+    "Chain",
+    "DataError",
+    "Features",
+    "Sample",
+    "Structure",
+    "Tokens",
+    "crop",
+    "example_batch",
+    "example_features",
+    "featurize",
+    "make_batch",
+    "pad_batch",
+    "query_alignment",
+    "read_alignment",
+    "read_structure",
+    "sample_alignments",
+    "sample_path",
+    "samples",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 
+from megafold.data.features import Features
 from megafold.data.layout import AtomLayout
+from megafold.data.templates import template_features
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,132 @@ class Batch:
             f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "layout"
         }
         return replace(self, **tensors)
+
+
+def make_batch(
+    features: Features, *, generator: np.random.Generator, msa_rows: int = 1024
+) -> Batch:
+    """The random part of the pipeline, and the change from numpy to torch.
+
+    Drawn here, in this order: the rows of the alignment (the query always, the others
+    without replacement, kept in the alignment's order), and a rotation and translation of
+    each reference conformer (uniform; 1 angstrom per axis).
+
+    Args:
+        features: Usually a crop.
+        generator: Every random draw comes from it.
+        msa_rows: At most so many rows of the alignment, the query included.
+    """
+    if msa_rows < 1:
+        raise ValueError(f"msa_rows is {msa_rows}; the query alone is 1")
+    rows = _draw_rows(len(features.msa), msa_rows, generator)
+    deletions = features.deletions[rows].astype(np.float32)
+    bonds = np.zeros((features.num_tokens, features.num_tokens), dtype=bool)
+    first, second = features.bonds.T
+    bonds[first, second] = bonds[second, first] = True
+    arrays = {
+        "token_mask": np.ones(features.num_tokens, dtype=bool),
+        "token_bonds": bonds,
+        "msa": features.msa[rows],
+        "msa_mask": features.msa_mask[rows],
+        "has_deletion": (deletions > 0).astype(np.float32),
+        "deletion_value": (2 / np.pi * np.arctan(deletions / 3)).astype(np.float32),
+        "atom_mask": np.ones(features.num_atoms, dtype=bool),
+        "ref_pos": _place_conformers(features, generator),
+        **template_features(features),
+    }
+    batch = {}
+    for f in fields(Batch):
+        if f.name != "layout":
+            value = arrays[f.name] if f.name in arrays else getattr(features, f.name)
+            value = np.array(value)  # a copy: what comes from the cache is read-only
+            integer = np.issubdtype(value.dtype, np.integer)
+            batch[f.name] = torch.from_numpy(value.astype(np.int64) if integer else value)
+    return Batch(**batch, layout=features.layout)
+
+
+def pad_batch(batch: Batch, tokens: int, atoms: int) -> Batch:
+    """The same batch with ``tokens`` tokens and ``atoms`` atoms, for static shapes.
+
+    What is added stands at the end, is zero, and is False in every mask. Padding atoms
+    belong to the last token, so that ``atom_to_token`` never decreases.
+
+    Raises:
+        ValueError: The batch is larger than asked for.
+    """
+    extra_tokens, extra_atoms = tokens - batch.num_tokens, atoms - batch.num_atoms
+    if extra_tokens < 0 or extra_atoms < 0:
+        raise ValueError(
+            f"the batch has {batch.num_tokens} tokens and {batch.num_atoms} atoms; "
+            f"it cannot be padded to {tokens} and {atoms}"
+        )
+    padded = {}
+    for name, dims in _PADDED_DIMS.items():
+        value = getattr(batch, name)
+        widths = [0] * (2 * value.dim())
+        for dim, letter in enumerate(dims):
+            extra = {"N": extra_tokens, "A": extra_atoms}.get(letter, 0)
+            widths[2 * (value.dim() - 1 - dim) + 1] = extra
+        padded[name] = torch.nn.functional.pad(value, widths)
+    padded["atom_to_token"][batch.num_atoms :] = tokens - 1
+    return replace(batch, **padded)
+
+
+def _dims(*names: str, letters: str) -> dict[str, str]:
+    return dict.fromkeys(names, letters)
+
+
+# Which axis of each field is tokens (N) or atoms (A); others never grow.
+_PADDED_DIMS = {
+    **_dims(
+        "token_mask", "token_index", "residue_index", "asym_id", "entity_id", "sym_id", "restype",
+        "is_protein", "is_rna", "is_dna", "is_ligand", "center_atom", "representative_atom",
+        "profile", "deletion_mean", letters="N",
+    ),
+    **_dims("token_bonds", letters="NN"),
+    **_dims("msa", "msa_mask", "has_deletion", "deletion_value", letters="MN"),
+    **_dims(
+        "template_restype", "template_pseudo_beta_mask", "template_backbone_frame_mask",
+        letters="TN",
+    ),
+    **_dims("template_distogram", "template_unit_vector", letters="TNN"),
+    **_dims(
+        "atom_mask", "atom_to_token", "ref_pos", "ref_mask", "ref_element", "ref_charge",
+        "ref_atom_name_chars", "ref_space_uid", "positions", "resolved", letters="A",
+    ),
+}  # fmt: skip
+
+
+def _draw_rows(depth: int, msa_rows: int, generator: np.random.Generator) -> np.ndarray:
+    if depth <= msa_rows:
+        return np.arange(depth)
+    others = generator.choice(depth - 1, size=msa_rows - 1, replace=False) + 1
+    return np.concatenate([[0], np.sort(others)])
+
+
+def _place_conformers(features: Features, generator: np.random.Generator) -> np.ndarray:
+    """Each conformer centred, rotated and moved at random. [A, 3] float32."""
+    _, conformer = np.unique(features.ref_space_uid, return_inverse=True)
+    count = int(conformer.max()) + 1
+    weight = features.ref_mask.astype(np.float64)
+    total = np.maximum(np.bincount(conformer, weight, minlength=count), 1.0)
+    centre = np.stack(
+        [np.bincount(conformer, weight * features.ref_pos[:, i], minlength=count) / total
+         for i in range(3)], axis=-1,
+    )  # fmt: skip
+    rotation = _random_rotations(count, generator)
+    translation = generator.standard_normal((count, 3))
+    centred = features.ref_pos - centre[conformer]
+    placed = np.einsum("aij,aj->ai", rotation[conformer], centred) + translation[conformer]
+    return np.where(features.ref_mask[:, None], placed, 0.0).astype(np.float32)
+
+
+def _random_rotations(count: int, generator: np.random.Generator) -> np.ndarray:
+    """Uniform rotations, from normalised Gaussian quaternions. [count, 3, 3]."""
+    w, x, y, z = (q := generator.standard_normal((4, count))) / np.linalg.norm(q, axis=0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.moveaxis(np.array(rows), -1, 0)
