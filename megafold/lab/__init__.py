@@ -1,0 +1,1 @@
+"""Notebooks as documents: what is kept of an executed one, and its page for the web browser."""
