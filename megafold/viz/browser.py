@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import base64
 import functools
+import json
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeout
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import plotly.graph_objects as go
 
-TIMEOUT = 60.0  # seconds for one picture; 0.2 to 3 are usual
+TIMEOUT = 60.0  # seconds for one picture; 0.2 to 2 are usual, and 3 to start the browser
 
 # Any of these draws both kinds of picture; the headless shell is the smallest.
 _NAMES = (
@@ -32,21 +31,6 @@ _NAMES = (
     "google-chrome",
     "google-chrome-stable",
     "microsoft-edge",
-)
-# No sandbox: root (containers) cannot have one, and the pages shown are our own.
-# Swiftshader draws WebGL on the CPU.
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--hide-scrollbars",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-extensions",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-default-browser-check",
 )
 
 
@@ -89,56 +73,69 @@ def figure_image(
         raise BrowserNotFound
     options = {"format": format, "scale": scale if format == "png" else 1}
     plain = figure.to_dict() if isinstance(figure, go.Figure) else figure
-    return _renderer(path).image(plain, options)
+    return _open_browser(path).figure(plain, options)
 
 
-def page_image(html: str, width: int, height: int) -> bytes:
+def page_image(html: str, width: int, height: int, *, ready: str = "null") -> bytes:
     """A PNG of the web page ``html``, as drawn in a window of ``width`` x ``height`` pixels.
+
+    Args:
+        html: the page; its scripts run.
+        width, height: pixels.
+        ready: a JavaScript expression; a promise is waited for before the picture is taken.
 
     Raises:
         BrowserNotFound: there is no browser.
-        RuntimeError: the browser failed; with what it said.
+        RuntimeError: a script of the page failed; with what the browser said.
+        TimeoutError: the browser did not answer.
     """
     path = find_browser()
     if path is None:
         raise BrowserNotFound
-    with tempfile.TemporaryDirectory(prefix="megafold-page-") as folder:
-        page, picture = Path(folder, "page.html"), Path(folder, "page.png")
-        page.write_text(html, encoding="utf-8")
-        command = [
-            path,
-            *_FLAGS,
-            f"--user-data-dir={folder}/profile",
-            f"--window-size={width},{height}",
-            f"--screenshot={picture}",
-            page.as_uri(),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-        if done.returncode != 0 or not picture.exists():
-            said = done.stderr.strip()[-500:]
-            raise RuntimeError(f"{path} drew nothing (exit status {done.returncode}): {said}")
-        return picture.read_bytes()
+    return _open_browser(path).page(html, width, height, ready)
 
 
-class _FigureRenderer:
-    """Kaleido in a thread of its own, so that it serves notebooks, which run a loop already."""
+class _Browser:
+    """One browser for all pictures of this process.
 
-    def __init__(self, browser: str) -> None:
+    It runs in a thread of its own, so that it serves notebooks, which run a loop already.
+    Kaleido's browser draws WebGL on the CPU and runs without a sandbox, which root (in
+    containers) cannot have; the pages shown are our own.
+    """
+
+    def __init__(self, path: str) -> None:
         from kaleido import Kaleido
 
         self._loop = asyncio.new_event_loop()
-        Thread(target=self._loop.run_forever, name="megafold-figures", daemon=True).start()
+        Thread(target=self._loop.run_forever, name="megafold-browser", daemon=True).start()
         # MathJax would be fetched from the network.
-        self._kaleido = Kaleido(n=1, timeout=TIMEOUT, mathjax=False, path=browser)
+        self._kaleido = Kaleido(n=1, timeout=TIMEOUT, mathjax=False, path=path)
         self._call(self._kaleido.open())
         atexit.register(self.close)
 
-    def image(self, figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    def figure(self, figure: dict[str, Any], options: dict[str, Any]) -> bytes:
         return self._call(self._kaleido.calc_fig(figure, opts=options))
+
+    def page(self, html: str, width: int, height: int, ready: str) -> bytes:
+        return self._call(self._page(html, width, height, ready))
 
     def close(self) -> None:
         self._call(self._kaleido.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _page(self, html: str, width: int, height: int, ready: str) -> bytes:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        tab = await self._kaleido.create_tab("about:blank")
+        try:
+            await tab.send_command("Emulation.setDeviceMetricsOverride", params=size)
+            script = {"expression": _WRITE % (json.dumps(html), ready), "awaitPromise": True}
+            done = await tab.send_command("Runtime.evaluate", params=script)
+            if failure := done["result"].get("exceptionDetails"):
+                raise RuntimeError(f"the page failed in the browser: {failure}")
+            taken = await tab.send_command("Page.captureScreenshot", params={"format": "png"})
+            return base64.b64decode(taken["result"]["data"])
+        finally:
+            await self._kaleido.close_tab(tab.target_id)
 
     def _call(self, coroutine: Coroutine) -> Any:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -149,6 +146,14 @@ class _FigureRenderer:
             raise TimeoutError(f"the browser did not answer within {TIMEOUT:.0f} s") from None
 
 
+# Write the page, wait for what it waits for, then for two frames to be drawn.
+_WRITE = """document.open(); document.write(%s); document.close();
+(async () => {
+  await (%s);
+  for (let i = 0; i < 2; i++) await new Promise((drawn) => requestAnimationFrame(drawn));
+})()"""
+
+
 @functools.cache
-def _renderer(browser: str) -> _FigureRenderer:
-    return _FigureRenderer(browser)
+def _open_browser(path: str) -> _Browser:
+    return _Browser(path)

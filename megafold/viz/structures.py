@@ -31,7 +31,8 @@ class StructureView:
         Raises:
             BrowserNotFound: there is no browser to draw it.
         """
-        return browser.page_image(viewer.page(self.view), WIDTH, HEIGHT)
+        page = viewer.page(self.view)
+        return browser.page_image(page, WIDTH, HEIGHT, ready="$3Dmolpromise")
 
     def legend_html(self) -> str:
         """Title, colours and notes, as they stand above the view."""

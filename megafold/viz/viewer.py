@@ -7,6 +7,8 @@ trusted) shows a sentence and the PNG still, never a blank box.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 from functools import cache
 from importlib.resources import files
@@ -31,15 +33,21 @@ _published: tuple[str, int] | None = None
 def library() -> str:
     """A script element that defines ``$3Dmol`` and the promise py3Dmol's views wait for.
 
-    The wrapper hides module loaders, which some exported pages carry and which would swallow
-    the library.
+    Compressed, because every notebook with a view stores it: 0.2 MB in place of 0.5.
     """
-    source = files("megafold.viz").joinpath("static/3Dmol-min.js").read_text(encoding="utf-8")
-    return (
-        "<script>if (typeof $3Dmol === 'undefined') (function () { var exports, module, define;\n"
-        f"{source}\n"
-        "}).call(window); window.$3Dmolpromise = Promise.resolve();</script>"
-    )
+    source = files("megafold.viz").joinpath("static/3Dmol-min.js").read_bytes()
+    packed = base64.b64encode(gzip.compress(source, mtime=0)).decode("ascii")
+    return f"<script>{_LOAD % packed}</script>"
+
+
+# The function hides module loaders, which some exported pages carry and which would swallow
+# the library.
+_LOAD = """if (typeof $3Dmolpromise === 'undefined') window.$3Dmolpromise = (async () => {
+  const packed = Uint8Array.from(atob('%s'), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
+  const source = await new Response(stream).text();
+  new Function('exports', 'module', 'define', source).call(window);
+})();"""
 
 
 def publish_library() -> None:
