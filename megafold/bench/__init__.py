@@ -1,1 +1,9 @@
+"""Measuring the operators: cases, time, memory, error, records, and what the compilers say.
 
+- ``cases``: the registry of what is measured
+- ``run``: measure cases and get records; ``measure``, ``memory``, ``accuracy``: its parts
+- ``peers``: what could be used instead
+- ``records``: rows of CSV, the only source of the figures
+- ``roofline``: the best a device could do
+- ``compile``: kernels compiled for GPUs that are not here
+"""

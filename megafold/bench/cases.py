@@ -1,0 +1,298 @@
+"""What is measured: one registry of operator cases for tests, benchmarks, notebooks and widgets.
+
+A case is an operator and its sizes, written as a short key::
+
+    case = cases.case("evo_attention", "B1 S384 N384 H4 D32")
+    inputs = case.make_inputs("cuda", torch.bfloat16, torch.Generator().manual_seed(0))
+    out = case.run(inputs)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megafold import ops
+
+Inputs = dict[str, torch.Tensor | None]
+Sizes = Mapping[str, int]
+
+DIRECTIONS = ("forward", "full")
+MASKED = 0.1  # share of keys, or of pairs, that the mask leaves out
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Shape of one tensor argument and how its values are drawn."""
+
+    shape: tuple[int, ...]
+    kind: str  # "data", "weight", "scale", "offset", "mask" or "bias" (fp32 beside half inputs)
+
+    def draw(
+        self, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Random values on ``device``; the same on every device for the same generator."""
+        if self.kind == "mask":
+            keep = torch.rand(self.shape, generator=generator) >= MASKED
+            return keep.to(device)
+        values = torch.randn(self.shape, generator=generator)
+        if self.kind == "weight":  # outputs of about unit variance
+            values *= self.shape[-1] ** -0.5
+        elif self.kind == "scale":
+            values = 1 + 0.1 * values
+        elif self.kind == "offset":
+            values *= 0.1
+        return values.to(device, self.stored_as(dtype))
+
+    def stored_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of this argument when the case runs in ``dtype``."""
+        if self.kind == "mask":
+            return torch.bool
+        return torch.promote_types(dtype, torch.float32) if self.kind == "bias" else dtype
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one size."""
+
+    op: str
+    shape: str  # the key: "B1 S384 N384 H4 D32"
+    arguments: Mapping[str, Argument]
+    options: Mapping[str, Any]  # keyword arguments that are no tensors
+    output_shape: tuple[int, ...]
+    forward_flops: int
+
+    @property
+    def function(self) -> Callable[..., torch.Tensor]:
+        """The public operator."""
+        return getattr(ops, self.op)
+
+    @property
+    def reference(self) -> Callable[..., torch.Tensor]:
+        """The equation in plain PyTorch."""
+        return getattr(ops.reference, self.op)
+
+    def make_inputs(
+        self, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
+    ) -> Inputs:
+        """Draw every tensor argument, by name.
+
+        Args:
+            generator: a CPU generator; the values do not depend on the device.
+        """
+        return {
+            name: argument.draw(device, dtype, generator)
+            for name, argument in self.arguments.items()
+        }
+
+    def run(self, inputs: Inputs) -> torch.Tensor:
+        """Call the operator, whatever implementation ``megafold.ops.use`` says."""
+        return self.function(**inputs, **self.options)
+
+    def run_reference(self, inputs: Inputs) -> torch.Tensor:
+        """Call the reference."""
+        return self.reference(**inputs, **self.options)
+
+    def flops(self, direction: str) -> int:
+        """Floating point operations of the matrix products, nothing recomputed.
+
+        A product of ``[m, k]`` and ``[k, n]`` counts 2 m k n; its backward pass is two such
+        products. Elementwise work and softmax are left out, as is usual.
+        """
+        check_direction(direction)
+        return self.forward_flops * (1 if direction == "forward" else 3)
+
+    def bytes(self, direction: str, dtype: torch.dtype) -> int:
+        """The least memory traffic: every input read and every result written once.
+
+        The full direction reads inputs and outputs again for the backward pass, reads the
+        gradient of the output and writes that of every input.
+        """
+        check_direction(direction)
+        size = {
+            name: math.prod(a.shape) * a.stored_as(dtype).itemsize
+            for name, a in self.arguments.items()
+        }
+        output = math.prod(self.output_shape) * dtype.itemsize
+        forward = sum(size.values()) + output
+        if direction == "forward":
+            return forward
+        gradients = sum(n for name, n in size.items() if self.arguments[name].kind != "mask")
+        return 2 * forward + output + gradients
+
+
+def check_direction(direction: str) -> None:
+    """Raise ValueError for anything but ``"forward"`` and ``"full"``."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"unknown direction {direction!r}; choose one of {DIRECTIONS}")
+
+
+def case(op: str, shape: str) -> Case:
+    """The case of an operator at the sizes its key says.
+
+    Args:
+        op: the operator's name.
+        shape: letters with numbers, in any order: ``"B1 S384 N384 H4 D32"``; see ``SHAPES``
+            for the letters of each operator. Words are flags (``incoming``).
+
+    Raises:
+        ValueError: unknown operator, or a key that lacks a size or has one too many.
+    """
+    if op not in _BUILDERS:
+        raise ValueError(f"unknown operator {op!r}; choose one of {tuple(_BUILDERS)}")
+    letters, optional, build = _BUILDERS[op]
+    sizes: dict[str, int] = {}
+    for word in shape.split():
+        match = re.fullmatch(r"([A-Z])(\d+)|([a-z]+)", word)
+        if match is None:
+            raise ValueError(f"{op}: cannot read {word!r} in shape {shape!r}")
+        sizes[match[1] or match[3]] = int(match[2] or 1)
+    missing = [letter for letter in letters.split() if letter not in sizes]
+    unknown = [letter for letter in sizes if letter not in f"{letters} {optional}".split()]
+    if missing or unknown:
+        raise ValueError(
+            f"{op}: shape {shape!r} needs {letters}, and may have {optional or 'nothing else'}; "
+            f"missing {missing}, unknown {unknown}"
+        )
+    arguments, options, output_shape, flops = build(sizes)
+    return Case(op, shape, arguments, options, output_shape, flops)
+
+
+def registered(op: str | None = None, scale: str = "small") -> list[Case]:
+    """The cases of one operator, or of all of them.
+
+    Args:
+        scale: ``"small"`` (seconds on a CPU) or ``"full"`` (the sizes of training, for a GPU).
+    """
+    names = tuple(SHAPES) if op is None else (op,)
+    for name in names:
+        if name not in SHAPES:
+            raise ValueError(f"unknown operator {name!r}; choose one of {tuple(SHAPES)}")
+    if scale not in ("small", "full"):
+        raise ValueError(f'unknown scale {scale!r}; choose "small" or "full"')
+    return [case(name, shape) for name in names for shape in SHAPES[name][scale]]
+
+
+_Built = tuple[dict[str, Argument], dict[str, Any], tuple[int, ...], int]
+
+
+def _evo_attention(n: Sizes) -> _Built:
+    batch, rows, queries, heads, width = n["B"], n["S"], n["N"], n["H"], n["D"]
+    keys = n.get("K", queries)
+    arguments = {
+        "q": Argument((batch, rows, queries, heads, width), "data"),
+        "k": Argument((batch, rows, keys, heads, width), "data"),
+        "v": Argument((batch, rows, keys, heads, width), "data"),
+        "mask": Argument((batch, rows, keys), "mask"),
+        "pair_bias": Argument((1 if "shared" in n else batch, heads, queries, keys), "bias"),
+    }
+    flops = 4 * batch * rows * heads * queries * keys * width
+    return arguments, {}, arguments["q"].shape, flops
+
+
+def _layer_norm_linear(n: Sizes) -> _Built:
+    rows, channels, out = n["M"], n["C"], n["O"]
+    arguments = {
+        "x": Argument((rows, channels), "data"),
+        "norm_weight": Argument((channels,), "scale"),
+        "norm_bias": Argument((channels,), "offset"),
+        "weight": Argument((out, channels), "weight"),
+    }
+    return arguments, {}, (rows, out), 2 * rows * channels * out
+
+
+def _transition(n: Sizes) -> _Built:
+    rows, channels, hidden = n["M"], n["C"], n["H"]
+    arguments = {
+        "x": Argument((rows, channels), "data"),
+        "norm_weight": Argument((channels,), "scale"),
+        "norm_bias": Argument((channels,), "offset"),
+        "weight_gate": Argument((hidden, channels), "weight"),
+        "weight_value": Argument((hidden, channels), "weight"),
+        "weight_out": Argument((channels, hidden), "weight"),
+    }
+    return arguments, {}, (rows, channels), 6 * rows * channels * hidden
+
+
+def _triangle_multiplication(n: Sizes) -> _Built:
+    batch, tokens, channels = n["B"], n["N"], n["C"]
+    pairs = batch * tokens * tokens
+    arguments = {
+        "z": Argument((batch, tokens, tokens, channels), "data"),
+        "mask": Argument((batch, tokens, tokens), "mask"),
+        "norm_in_weight": Argument((channels,), "scale"),
+        "norm_in_bias": Argument((channels,), "offset"),
+        "p_in_weight": Argument((2 * channels, channels), "weight"),
+        "g_in_weight": Argument((2 * channels, channels), "weight"),
+        "norm_out_weight": Argument((channels,), "scale"),
+        "norm_out_bias": Argument((channels,), "offset"),
+        "p_out_weight": Argument((channels, channels), "weight"),
+        "g_out_weight": Argument((channels, channels), "weight"),
+    }
+    projections = 2 * pairs * channels * 6 * channels
+    flops = projections + 2 * pairs * tokens * channels
+    return arguments, {"outgoing": "incoming" not in n}, arguments["z"].shape, flops
+
+
+def _adaptive_layer_norm(n: Sizes) -> _Built:
+    samples, tokens, channels, condition = n["S"], n["N"], n["A"], n["C"]
+    arguments = {
+        "a": Argument((samples, tokens, channels), "data"),
+        "s": Argument((samples, tokens, condition), "data"),
+        "norm_weight_s": Argument((condition,), "scale"),
+        "weight_gate": Argument((channels, condition), "weight"),
+        "bias_gate": Argument((channels,), "offset"),
+        "weight_shift": Argument((channels, condition), "weight"),
+    }
+    return arguments, {}, arguments["a"].shape, 4 * samples * tokens * channels * condition
+
+
+# Letters of the key, optional ones, and what builds the case.
+_BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
+    "evo_attention": ("B S N H D", "K shared", _evo_attention),
+    "layer_norm_linear": ("M C O", "", _layer_norm_linear),
+    "transition": ("M C H", "", _transition),
+    "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
+    "adaptive_layer_norm": ("S N A C", "", _adaptive_layer_norm),
+}
+
+# The keys measured by default. "full" has the sizes of AlphaFold 3's training and those of the
+# paper's kernel plots.
+SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+    "evo_attention": {
+        "small": (
+            "B1 S32 N32 H4 D32",  # triangle attention
+            "B1 S64 N64 H4 D32",
+            "B1 S1 N128 H16 D24",  # attention with pair bias
+            "B16 S1 N32 K128 H4 D32",  # windows of atoms
+        ),
+        "full": (
+            "B1 S384 N384 H4 D32",
+            "B1 S768 N768 H4 D32",
+            "B1 S1 N768 H16 D24",
+            "B1 S48 N384 H16 D48",  # diffusion samples that share one bias
+            "B4 S1 N1024 H16 D64",
+        ),
+    },
+    "layer_norm_linear": {
+        "small": ("M4096 C128 O16", "M4096 C128 O128"),
+        "full": ("M60000 C128 O16", "M200000 C128 O16", "M147456 C128 O128"),
+    },
+    "transition": {
+        "small": ("M1024 C128 H512", "M4096 C128 H512"),
+        "full": ("M60000 C128 H512", "M200000 C128 H512"),
+    },
+    "triangle_multiplication": {
+        "small": ("B1 N32 C128", "B1 N64 C128", "B1 N64 C128 incoming"),
+        "full": ("B1 N384 C128", "B1 N768 C128", "B1 N768 C128 incoming"),
+    },
+    "adaptive_layer_norm": {
+        "small": ("S4 N128 A768 C384",),
+        "full": ("S48 N384 A768 C384",),
+    },
+}

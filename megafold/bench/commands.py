@@ -1,0 +1,107 @@
+"""``megafold bench``: measure the operators on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``bench`` to the command line; ``func`` takes the arguments, returns the exit code."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the operators on this machine",
+        description="Time, peak memory and error of the operators and of what could be used "
+        "instead. Prints a table; --out appends the rows to DIR/<device>/<operator>.csv.",
+    )
+    parser.add_argument("op", nargs="*", help="operators to measure (default: all)")
+    parser.add_argument("--shape", help='one shape, like "B1 S64 N64 H4 D32" (one operator only)')
+    parser.add_argument(
+        "--scale", choices=("small", "full"), help="registered shapes (default: full on a GPU)"
+    )
+    parser.add_argument("--impl", nargs="+", default=None, help="implementations (default: all)")
+    parser.add_argument("--direction", nargs="+", choices=("forward", "full"), default=None)
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the first GPU, else cpu)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement (default: 1)")
+    parser.add_argument("--out", type=Path, help="append the rows below this folder")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="instead compile every Triton kernel for GPUs that need not be here, "
+        "and print registers, spills and shared memory",
+    )
+    parser.set_defaults(func=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; 0 where everything that should run did."""
+    return _kernels() if args.kernels else _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    import torch
+
+    import megafold
+    from megafold.bench import cases, peers, records
+    from megafold.bench.run import run
+
+    device = torch.device(args.device) if args.device else megafold.device()
+    gpu = device.type == "cuda"
+    try:
+        if args.shape is None:
+            scale = args.scale or ("full" if gpu else "small")
+            chosen = [c for op in args.op or cases.SHAPES for c in cases.registered(op, scale)]
+        elif len(args.op) == 1:
+            chosen = [cases.case(args.op[0], args.shape)]
+        else:
+            raise ValueError("--shape needs exactly one operator")
+        impls = args.impl or tuple(peers.PEERS)
+        unknown = sorted(set(impls) - set(peers.PEERS))
+        if unknown:
+            raise ValueError(f"unknown implementation {unknown}; choose from {list(peers.PEERS)}")
+    except ValueError as error:
+        print(f"megafold bench: {error}", file=sys.stderr)
+        return 2
+    dtype = getattr(torch, args.dtype or ("bfloat16" if gpu else "float32"))
+    print(f"{records.device_description(device)}, {dtype}, revision {records.revision()}\n")
+    print(f"{'operator, shape':48} {'implementation':14} {'direction':9} {'ms':>9} "
+          f"{'quartiles':>19} {'peak MB':>9} {'error':>8}")  # fmt: skip
+    measured, failed = [], 0
+    directions = args.direction or cases.DIRECTIONS
+    for outcome in run(chosen, impls, directions, device, dtype, seconds=args.seconds):
+        print(_line(outcome), flush=True)
+        failed += outcome.failed
+        if outcome.record:
+            measured.append(outcome.record)
+    print(f"\n{len(measured)} measured, {failed} failed")
+    if args.out:
+        for path in records.append(measured, args.out, records.device_name(device)):
+            print(f"appended to {path}")
+    return 1 if failed else 0
+
+
+def _line(outcome) -> str:
+    start = (
+        f"{outcome.case.op + ', ' + outcome.case.shape:48} {outcome.impl:14} {outcome.direction:9} "
+    )
+    r = outcome.record
+    if r is None:
+        return f"{start}{'FAILED: ' if outcome.failed else 'not run: '}{outcome.reason}"
+    quartiles = f"{r.ms_q1:.3f} to {r.ms_q3:.3f}"
+    return f"{start}{r.ms:9.3f} {quartiles:>19} {r.peak_mb:9.2f} {r.error:8.1e}"
+
+
+def _kernels() -> int:
+    from megafold.bench.compile import compile_all
+
+    print(f"{'kernel':28} {'target':8} {'GPU':20} {'registers':>9} {'spill B':>8} {'shared B':>9}")
+    for c in compile_all():
+        print(
+            f"{c.kernel:28} {c.target:8} {c.gpu:20} {c.registers:9} {c.spill_bytes:8} "
+            f"{c.shared_bytes:9}"
+        )
+    return 0

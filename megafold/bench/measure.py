@@ -1,0 +1,110 @@
+"""How long a call takes: median and quartiles of repeated runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megafold.bench.cases import Inputs, check_direction
+
+FLUSH_BYTES = 256 * 2**20  # larger than the last-level cache of any current GPU
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per call."""
+
+    ms: float  # median
+    ms_q1: float  # first quartile
+    ms_q3: float  # third quartile
+    repeats: int
+
+
+def call_for(
+    function: Callable[[Inputs], torch.Tensor], inputs: Inputs, direction: str
+) -> Callable[[], object]:
+    """What is timed: one forward pass, or one forward and backward pass.
+
+    Args:
+        function: from inputs to the output.
+        inputs: by name. For ``"full"`` every floating tensor is made to require a gradient, in
+            place, and every gradient is computed, from one fixed gradient of the output.
+        direction: ``"forward"`` (as in inference, nothing is saved) or ``"full"``.
+    """
+    check_direction(direction)
+    if direction == "forward":
+
+        def forward() -> torch.Tensor:
+            with torch.no_grad():
+                return function(inputs)
+
+        return forward
+
+    leaves = [t for t in inputs.values() if t is not None and t.is_floating_point()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with torch.no_grad():
+        grad = torch.ones_like(function(inputs))
+
+    def full() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(function(inputs), leaves, grad)
+
+    return full
+
+
+def time_call(
+    call: Callable[[], object],
+    device: torch.device | str,
+    *,
+    seconds: float = 1.0,
+    min_repeats: int = 5,
+    max_repeats: int = 100,
+) -> Timing:
+    """Time ``call`` until ``seconds`` have passed, within the bounds on the repeats.
+
+    One call warms up (and compiles). On a GPU every run is timed by events on the device, after
+    its cache was overwritten, so that no run finds its input there; on the CPU by the clock.
+    """
+    device = torch.device(device)
+    run = _timed_on_gpu(call, device) if device.type == "cuda" else _timed_on_cpu(call)
+    run()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < max_repeats and (
+        len(times) < min_repeats or time.perf_counter() - start < seconds
+    ):
+        times.append(run())
+    quartiles = torch.tensor(times, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    q1, median, q3 = quartiles.tolist()
+    return Timing(ms=median, ms_q1=q1, ms_q3=q3, repeats=len(times))
+
+
+def _timed_on_cpu(call: Callable[[], object]) -> Callable[[], float]:
+    def run() -> float:
+        start = time.perf_counter()
+        result = call()
+        elapsed = time.perf_counter() - start
+        del result
+        return elapsed * 1e3
+
+    return run
+
+
+def _timed_on_gpu(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+
+    def run() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record(torch.cuda.current_stream(device))
+        call()
+        end.record(torch.cuda.current_stream(device))
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return run

@@ -1,0 +1,181 @@
+"""How much memory a call takes, what it keeps for the backward pass, and what it calls."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MB = 1e6  # bytes
+
+# What kind of work a PyTorch operation is. Views, which compute nothing, are not listed.
+KINDS = {
+    "linear": ("mm", "addmm", "linear", "linear_backward"),
+    "batched product": ("bmm", "baddbmm", "matmul"),
+    "layer norm": ("native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm"),
+    "activation": (
+        "silu", "silu_", "silu_backward", "sigmoid", "sigmoid_backward", "relu", "relu_",
+        "threshold_backward", "gelu", "gelu_backward", "swiglu", "swiglu_backward",
+        "softplus", "softplus_backward",
+    ),
+    "softmax": (
+        "_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data",
+    ),
+    "sum": ("sum", "mean", "any", "all", "cumsum", "logsumexp"),
+    "copy": ("clone", "copy_", "_to_copy", "cat", "stack", "index", "gather", "embedding"),
+    "fill": (
+        "empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full", "full_like",
+        "new_zeros", "new_empty", "fill_", "zero_", "arange", "empty_strided", "scalar_tensor",
+        "new_empty_strided", "new_full", "new_ones",
+    ),
+}  # fmt: skip
+_KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device | str) -> int:
+    """The most memory in use during ``call`` beyond what was in use before it, in bytes.
+
+    Inputs that exist already do not count; the result, every temporary and every gradient do.
+    On a GPU this is what PyTorch's allocator handed out. On the CPU every allocation and
+    release is recorded by PyTorch's profiler and summed up. (Scratch memory that a maths
+    library takes from the operating system itself is in neither.)
+    """
+    if torch.device(device).type == "cuda":
+        return _peak_bytes_gpu(call, torch.device(device))
+    # Kineto would write two lines to stderr for every profile.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        result = call()
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in run.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == torch.profiler.DeviceType.CPU
+    ]
+    del result
+    in_use = peak = 0
+    for _, change in sorted(changes, key=lambda entry: entry[0]):
+        in_use += change
+        peak = max(peak, in_use)
+    return peak
+
+
+def _peak_bytes_gpu(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    del result
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def saved_bytes(call: Callable[[], object], existing: Iterable[torch.Tensor | None] = ()) -> int:
+    """Bytes that autograd keeps alive for the backward pass of ``call``: the activations.
+
+    Args:
+        call: a forward pass with gradients enabled.
+        existing: tensors whose memory is there anyway (inputs, parameters): not counted.
+
+    Every storage counts once, however many views of it are saved.
+    """
+    known = {t.untyped_storage().data_ptr() for t in existing if t is not None}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()  # kept until counted: a released address could be given out again
+        total = sum(storages.values())
+        del result
+    return total
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operations PyTorch runs inside the ``with`` block, backward passes included.
+
+    Attributes:
+        calls: number of calls by operation (``"mm"``), views left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+    def by_kind(self) -> dict[str, int]:
+        """Number of calls by kind of work (``KINDS``); the rest is ``"elementwise and other"``."""
+        kinds: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
+        for name, count in self.calls.items():
+            kinds[_KIND_OF.get(name, "elementwise and other")] += count
+        return dict(kinds)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of one training step by what it holds, in bytes."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept by autograd between forward and backward
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def training_memory(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], torch.Tensor],
+    existing: Iterable[torch.Tensor] = (),
+) -> TrainingMemory:
+    """Run one training step and measure what it holds. The parameters are updated.
+
+    Args:
+        loss: computes the scalar loss of one example with ``module``.
+        existing: the example's tensors, which are not activations.
+    """
+    parameters = list(module.parameters())
+    kept: list[torch.Tensor] = []
+
+    def forward() -> torch.Tensor:
+        kept.append(loss())
+        return kept[0]
+
+    optimizer.zero_grad(set_to_none=True)
+    activations = saved_bytes(forward, [*parameters, *module.buffers(), *existing])
+    kept.pop().backward()
+    optimizer.step()
+    state = [
+        value
+        for per_parameter in optimizer.state.values()
+        for value in per_parameter.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    return TrainingMemory(
+        parameters=tensor_bytes(parameters),
+        gradients=tensor_bytes(p.grad for p in parameters),
+        optimizer=tensor_bytes(state),
+        activations=activations,
+    )
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the elements of ``tensors``; None counts nothing."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

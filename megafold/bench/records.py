@@ -1,0 +1,250 @@
+"""Measurements as rows of CSV: the only source of the figures.
+
+One file per device and operator, ``data/records/<device>/<op>.csv``; rows are only ever
+appended. Rows of one run share one date.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import megafold
+from megafold.bench.cases import DIRECTIONS
+
+IMPLEMENTATIONS = (
+    "megafold", "eager", "compile", "sdpa", "flex", "cuequivariance", "trifast",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement."""
+
+    op: str  # the operator's name, or "pair_block", "train_step"
+    shape: str  # the case's key: "B1 S384 N384 H4 D32"
+    dtype: str  # "float32", "bfloat16", "float16"
+    impl: str  # one of IMPLEMENTATIONS
+    direction: str  # "forward" (no gradients) or "full" (forward + backward, every gradient)
+    ms: float  # median milliseconds
+    ms_q1: float  # first quartile
+    ms_q3: float  # third quartile
+    peak_mb: float  # most memory in use beyond the inputs, in 10^6 bytes
+    error: float | None  # of the output (and of gradients), relative to fp64; None: not measured
+    device: str  # in words: "NVIDIA H200", "AMD EPYC 9R14, 1 thread"
+    driver: str  # of the GPU; empty on a CPU
+    torch: str  # version
+    triton: str  # version
+    revision: str  # of this project: commit, with "+" where files were changed
+    date: str  # when the run began, UTC, ISO 8601
+
+    def __post_init__(self) -> None:
+        if self.impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, not {self.impl!r}")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction must be one of {DIRECTIONS}, not {self.direction!r}")
+
+
+COLUMNS = tuple(f.name for f in fields(Record))
+_NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mb", "error")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the rows of one run have in common."""
+
+    device: str
+    driver: str
+    torch: str
+    triton: str
+    revision: str
+    date: str
+
+
+def environment(device: torch.device | str) -> Environment:
+    """Describe this machine and this moment, for the rows of one run."""
+    return Environment(
+        device=device_description(device),
+        driver=_driver(torch.device(device)),
+        torch=torch.__version__,
+        triton=_triton_version(),
+        revision=revision(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def device_name(device: torch.device | str | None = None) -> str:
+    """The name of the records' folder for a device: ``"cpu"``, ``"nvidia-h200"``.
+
+    Args:
+        device: None for the one ``megafold.device()`` gives.
+    """
+    device = megafold.device() if device is None else torch.device(device)
+    if device.type == "cpu":
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+def device_description(device: torch.device | str) -> str:
+    """The device in words; for a CPU its model and the number of threads PyTorch uses."""
+    device = torch.device(device)
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def folder() -> Path:
+    """Where records are kept in a checkout: ``data/records``.
+
+    Raises:
+        FileNotFoundError: this is an installation without the checkout's data.
+    """
+    records = Path(megafold.__file__).parents[1] / "data" / "records"
+    if not records.parent.is_dir():
+        raise FileNotFoundError(f"no records here: {records} is part of a checkout only")
+    return records
+
+
+def append(records: Iterable[Record], root: Path | str, device: str) -> list[Path]:
+    """Append rows to ``root/<device>/<op>.csv``, one file per operator; returns the files.
+
+    Each file is replaced in one step: whoever reads sees all of the old rows or all of the new.
+
+    Raises:
+        ValueError: a file that is there already has other columns; it is left as it is.
+    """
+    by_op: dict[str, list[Record]] = {}
+    for record in records:
+        by_op.setdefault(record.op, []).append(record)
+    texts = {}
+    for op, rows in by_op.items():
+        path = Path(root) / device / f"{op}.csv"
+        texts[path] = _to_csv([*(_read_file(path) if path.exists() else []), *rows])
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+    return list(texts)
+
+
+def read(root: Path | str, device: str | None = None, op: str | None = None) -> list[Record]:
+    """All rows below ``root``, of one device and one operator where given, in file order.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder.
+        ValueError: a file's columns or a value are not those of :class:`Record`.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder of records at {root}")
+    paths = sorted(root.glob(f"{device or '*'}/{op or '*'}.csv"))
+    return [record for path in paths for record in _read_file(path)]
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """The latest row of each (operator, shape, dtype, implementation, direction, device)."""
+    latest: dict[tuple[str, ...], Record] = {}
+    for r in sorted(records, key=lambda r: r.date):
+        latest[(r.op, r.shape, r.dtype, r.impl, r.direction, r.device)] = r
+    return list(latest.values())
+
+
+def revision() -> str:
+    """The commit this code is at, with ``+`` where tracked files differ; else the version."""
+    checkout = Path(megafold.__file__).parents[1]
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return megafold.__version__
+
+
+def _read_file(path: Path) -> list[Record]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(
+                f"{path}: columns are {reader.fieldnames}, expected {','.join(COLUMNS)}"
+            )
+        return [_parse(path, number, row) for number, row in enumerate(reader, start=2)]
+
+
+def _parse(path: Path, number: int, row: dict[str, str]) -> Record:
+    try:
+        values = {
+            name: (float(value) if value or name != "error" else None)
+            if name in _NUMBERS
+            else value
+            for name, value in row.items()
+        }
+        return Record(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _to_csv(records: list[Record]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        row = asdict(record)
+        for name in _NUMBERS:
+            row[name] = "" if row[name] is None else f"{row[name]:.6g}"
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _processor() -> str:
+    """The model of this machine's CPU, as the kernel names it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return out.split()[0]
+
+
+def _triton_version() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed"
