@@ -46,6 +46,7 @@ IMPLEMENTATIONS = {
     "flex": Look("FlexAttention", PALETTE[2], "triangle-down"),
     "cuequivariance": Look("cuEquivariance", PALETTE[6], "pentagon"),
     "trifast": Look("trifast", PALETTE[5], "hexagon"),
+    "paper": Look("MegaFold (paper)", "#12355B", "star"),
     "deepspeed": Look("DeepSpeed EvoformerAttention", PALETTE[1], "cross"),
 }
 
@@ -109,7 +110,7 @@ def _template() -> go.layout.Template:
         height=HEIGHT,
         colorway=PALETTE,
         font={"family": FONT, "size": 13, "color": INK},
-        title={"x": 0.01, "xanchor": "left", "font": {"size": 17}},
+        title={"x": 0.01, "xanchor": "left", "y": 0.965, "yanchor": "top", "font": {"size": 17}},
         paper_bgcolor=PAPER,
         plot_bgcolor=PAPER,
         margin={"l": 64, "r": 28, "t": 84, "b": 58},
