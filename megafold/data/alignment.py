@@ -85,38 +85,44 @@ def read_alignment(
             text = file.read().decode("ascii")
     except (EOFError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: truncated or not an a3m alignment: {error}") from error
-    entries = _entries(text, path)
+    return parse_alignment(text, chain_type, max_rows, source=str(path))
+
+
+def parse_alignment(
+    text: str, chain_type: str = PROTEIN, max_rows: int = MAX_ROWS, *, source: str = "text"
+) -> Alignment:
+    """The same for the text of an a3m file."""
     rows, deletions, descriptions, seen = [], [], [], set()
     width = None
-    for description, aligned in entries:
+    for description, aligned in _entries(text, source):
         columns, counts = _split(aligned)
         width = len(columns) if width is None else width
         if len(columns) != width:
             raise DataError(
-                f"{path}: row {description!r} has {len(columns)} columns, the query {width}"
+                f"{source}: row {description!r} has {len(columns)} columns, the query {width}"
             )
         if columns in seen:
             continue
         seen.add(columns)
-        rows.append(_encode(columns, chain_type, f"{path}: row {description!r}"))
+        rows.append(_encode(columns, chain_type, f"{source}: row {description!r}"))
         deletions.append(counts)
         descriptions.append(description)
         if len(rows) == max_rows:
             break
-    return Alignment(np.stack(rows), np.stack(deletions), tuple(descriptions), str(path))
+    return Alignment(np.stack(rows), np.stack(deletions), tuple(descriptions), source)
 
 
-def _entries(text: str, path: Path) -> list[tuple[str, str]]:
+def _entries(text: str, source: str) -> list[tuple[str, str]]:
     """(description, aligned sequence) of each entry of a FASTA-like text."""
     text = text.replace("\0", "")  # some tools end an alignment with NUL
     if not text.lstrip().startswith(">"):
-        raise DataError(f"{path}: not an a3m alignment: it must start with '>'")
+        raise DataError(f"{source}: not an a3m alignment: it must start with '>'")
     entries = []
     for part in text.lstrip()[1:].split("\n>"):
         head, _, body = part.partition("\n")
         aligned = "".join(body.split())
         if not aligned:
-            raise DataError(f"{path}: row {head.strip()!r} has no sequence")
+            raise DataError(f"{source}: row {head.strip()!r} has no sequence")
         entries.append((head.strip(), aligned))
     return entries
 

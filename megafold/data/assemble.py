@@ -48,6 +48,8 @@ class LinkEnd(NamedTuple):
 Link = tuple[LinkEnd, LinkEnd]
 AtomKey = tuple[str, int, str]  # chain id, residue number, atom name
 
+_NOWHERE = np.full(3, np.nan, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -59,6 +61,7 @@ class Tables:
     method: str
     resolution: float | None
     release_date: str
+    title: str
 
 
 @dataclass
@@ -71,7 +74,7 @@ class _Chain:
     numbers: list[int]
     components: list[str]
     types: list[str]  # of each residue; they differ in a DNA-RNA hybrid only
-    coordinates: dict[tuple[int, str], np.ndarray]  # (number, atom name) -> [3]
+    atoms: dict[int, dict[str, np.ndarray]]  # number -> atom name -> coordinates [3]
     number_of: dict[str, int] = field(default_factory=dict)  # author's number -> ours, ligands
 
     @property
@@ -108,6 +111,7 @@ def assemble(name: str, atoms: AtomArray, tables: Tables) -> Structure:
         method=tables.method,
         resolution=tables.resolution,
         release_date=tables.release_date,
+        title=tables.title,
         removed=MappingProxyType(removed),
     )
 
@@ -153,17 +157,17 @@ def _most_occupied(atoms: AtomArray, numbers: list[int]) -> dict[int, str]:
     return {number: max(names, key=names.get) for number, names in weight.items()}
 
 
-def _coordinates(
+def _atoms_of_residues(
     atoms: AtomArray, numbers: list[int], chosen: dict[int, str], removed: dict[str, int]
-) -> dict[tuple[int, str], np.ndarray]:
-    coordinates = {}
+) -> dict[int, dict[str, np.ndarray]]:
+    residues: dict[int, dict[str, np.ndarray]] = {}
     rows = zip(numbers, atoms.res_name.tolist(), atoms.atom_name.tolist(), atoms.coord, strict=True)
     for number, name, atom, position in rows:
         if chosen[number] == name:
-            coordinates[number, atom] = position
+            residues.setdefault(number, {})[atom] = position
         else:
             _count(removed, "atoms: less occupied component")
-    return coordinates
+    return residues
 
 
 def _read_polymer(
@@ -187,7 +191,7 @@ def _read_polymer(
         numbers=list(full),
         components=components,
         types=[polymer or component_type(name) for name in components],
-        coordinates=_coordinates(atoms, numbers, seen, removed),
+        atoms=_atoms_of_residues(atoms, numbers, seen, removed),
     )
 
 
@@ -205,7 +209,7 @@ def _read_ligand(atoms: AtomArray, asym_id: str, copy: int, removed: dict[str, i
         numbers=list(seen),
         components=list(seen.values()),
         types=[LIGAND] * len(seen),
-        coordinates=_coordinates(atoms, numbers, seen, removed),
+        atoms=_atoms_of_residues(atoms, numbers, seen, removed),
         number_of=number_of,
     )
 
@@ -213,13 +217,12 @@ def _read_ligand(atoms: AtomArray, asym_id: str, copy: int, removed: dict[str, i
 def _acceptable(chain: _Chain, removed: dict[str, int]) -> bool:
     if not chain.is_polymer:
         return True
-    nowhere = np.full(3, np.nan, dtype=np.float32)
     fault = cleaning.chain_fault(
         chain.types[0],
         chain.components,
         np.array(chain.numbers),
-        np.array([chain.coordinates.get((n, "CA"), nowhere) for n in chain.numbers]),
-        seen=len({number for number, _ in chain.coordinates}),
+        np.array([chain.atoms.get(n, {}).get("CA", _NOWHERE) for n in chain.numbers]),
+        seen=len(chain.atoms),
     )
     if fault is not None:
         _count(removed, f"chains: {fault}")
@@ -241,7 +244,7 @@ def _resolve_links(chains: list[_Chain], links: list[Link]) -> list[tuple[AtomKe
                 number = (
                     int(end.seq_id) if chain.is_polymer else chain.number_of.get(end.auth_seq_id)
                 )
-                if (number, end.atom_name) in chain.coordinates:
+                if end.atom_name in chain.atoms.get(number, {}):
                     ends.append((chain, number, end.atom_name))
             if len(ends) == 2 and not _along_polymer(*ends):
                 found.append(tuple((c.chain_id, number, atom) for c, number, atom in ends))
@@ -278,6 +281,7 @@ def _kept_atoms(
 def _lay_out(
     chains: list[_Chain], links: list[tuple[AtomKey, AtomKey]], removed: dict[str, int]
 ) -> tuple[AtomLayout, np.ndarray, np.ndarray]:
+    """Every heavy atom of every residue, with coordinates where there are any."""
     bonded: dict[tuple[str, int], set[str]] = {}
     for chain_id, number, atom in (end for link in links for end in link):
         bonded.setdefault((chain_id, number), set()).add(atom)
@@ -287,30 +291,30 @@ def _lay_out(
     for chain in chains:
         key = (tuple(chain.types), tuple(chain.components))
         entity = entities.setdefault(key, len(entities) + 1)
-        used = 0
         for i, (number, name) in enumerate(zip(chain.numbers, chain.components, strict=True)):
-            parts, kind = component(name), chain.types[i]
-            ends = i == 0, i == len(chain.numbers) - 1
-            kept = np.flatnonzero(
-                _kept_atoms(name, kind, *ends, bonded.get((chain.chain_id, number), set()))
-            )
+            parts, kind, found = component(name), chain.types[i], chain.atoms.get(number, {})
+            is_first, is_last = i == 0, i == len(chain.numbers) - 1
+            partners = bonded.get((chain.chain_id, number), set())
+            kept = np.flatnonzero(_kept_atoms(name, kind, is_first, is_last, partners))
             names = [parts.atom_names[k] for k in kept]
-            found = {atom: chain.coordinates[number, atom] for atom in names
-                     if (number, atom) in chain.coordinates}  # fmt: skip
-            used += len(found)
+            if strange := found.keys() - set(names):
+                leaving = len(strange & set(parts.atom_names))
+                _count(removed, "atoms: leaving", leaving)
+                _count(removed, "atoms: not of the component", len(strange) - leaving)
             if name == "ARG":
                 cleaning.fix_arginine(found)
-            nowhere = np.full(3, np.nan, dtype=np.float32)
-            positions.extend(found.get(atom, nowhere) for atom in names)
+            positions.extend(found.get(atom, _NOWHERE) for atom in names)
             columns["atom_name"].extend(names)
             columns["element"].extend(parts.elements[k] for k in kept)
-            hetero = name not in STANDARD_RESIDUES[kind]
             for column, value in (
-                ("chain_id", chain.chain_id), ("entity_id", entity), ("residue_number", number),
-                ("residue_name", name), ("is_hetero", hetero), ("chain_type", kind),
-            ):  # fmt: skip
+                ("chain_id", chain.chain_id),
+                ("entity_id", entity),
+                ("residue_number", number),
+                ("residue_name", name),
+                ("is_hetero", name not in STANDARD_RESIDUES[kind]),
+                ("chain_type", kind),
+            ):
                 columns[column].extend([value] * len(names))
-        _count(removed, "atoms: leaving or not of the component", len(chain.coordinates) - used)
     coordinates = np.array(positions, dtype=np.float32).reshape(-1, 3)
     resolved = np.isfinite(coordinates).all(axis=-1)
     coordinates[~resolved] = 0.0

@@ -15,6 +15,8 @@ from megafold.data.errors import DataError
 from megafold.data.features import Features
 from megafold.data.featurization import featurize
 from megafold.data.read import read_structure
+from megafold.data.structure import DNA, LIGAND, PROTEIN, RNA
+from megafold.data.tokens import tokenize
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,33 @@ def sample_alignments(sample_id: str) -> dict[str, Path]:
     folder = samples_directory() / "alignments"
     found = sorted(folder.glob(f"{sample_id.upper()}_*.a3m.gz"))
     return {path.name.removesuffix(".a3m.gz").split("_", 1)[1]: path for path in found}
+
+
+def describe_sample(sample_id: str) -> Sample:
+    """The row of the index, worked out from the entry itself."""
+    structure = read_structure(sample_path(sample_id))
+    tokens, layout = tokenize(structure), structure.layout
+    residues = layout.chain_type[structure.residue_starts]
+    polymer = layout.chain_type != LIGAND
+
+    def names(rows: np.ndarray) -> str:
+        return " ".join(sorted(set(layout.residue_name[rows].tolist())))
+
+    return Sample(
+        id=structure.name,
+        title=structure.title,
+        method=structure.method,
+        chains=len(structure.chains),
+        protein_residues=int((residues == PROTEIN).sum()),
+        rna_residues=int((residues == RNA).sum()),
+        dna_residues=int((residues == DNA).sum()),
+        ligands=names(~polymer),
+        modified=names(polymer & layout.is_hetero),
+        tokens=len(tokens),
+        atoms=len(layout),
+        resolved_atoms=int(structure.resolved.sum()),
+        alignments=" ".join(sample_alignments(sample_id)),
+    )
 
 
 def example_features(sample_id: str) -> Features:

@@ -1,4 +1,7 @@
-"""Crops: which tokens of a structure one training example sees (supplement, section 2.7)."""
+"""Crops: which tokens of a structure one training example sees (supplement, section 2.7).
+
+Each method returns rows of tokens in increasing order; tokens are never split.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,79 @@ import numpy as np
 
 from megafold.data.features import Features
 
+INTERFACE_DISTANCE = 15.0  # angstrom, between centre atoms of different chains
+# Supplement, table 4: how often each method is drawn for PDB entries.
+WEIGHTS = {"contiguous": 0.2, "spatial": 0.4, "interface": 0.4}
+
 
 def crop(features: Features, size: int, *, generator: np.random.Generator) -> Features:
-    """At most ``size`` tokens."""
+    """At most ``size`` tokens of a structure, by a method drawn as AlphaFold 3 draws it.
+
+    A structure that fits is returned as it is. A spatial crop never has a token whose centre
+    atom is unresolved, so it may be smaller than ``size``.
+
+    Raises:
+        ValueError: ``size`` is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}; a crop has at least 1 token")
     if features.num_tokens <= size:
         return features
-    return features.select(contiguous_crop(features, size, generator))
+    method = generator.choice(list(WEIGHTS), p=list(WEIGHTS.values()))
+    return features.select(METHODS[method](features, size, generator))
 
 
 def contiguous_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Runs of consecutive tokens, chain by chain in random order (AlphaFold 2 multimer,
-    algorithm 1). Rows of tokens, increasing."""
-    chains = np.unique(features.asym_id)
-    generator.shuffle(chains)
-    lengths = [int((features.asym_id == chain).sum()) for chain in chains]
-    added, remaining, rows = 0, sum(lengths), []
-    for chain, length in zip(chains, lengths, strict=True):
+    """One run of consecutive tokens from each chain, in random order of chains.
+
+    AlphaFold-Multimer, algorithm 1: each run is as long as chance has it, but long enough
+    that the chains left can fill the crop.
+    """
+    chains, starts, lengths = np.unique(features.asym_id, return_index=True, return_counts=True)
+    added, remaining, rows = 0, int(lengths.sum()), []
+    for chain in generator.permutation(len(chains)):
+        length = int(lengths[chain])
         remaining -= length
         longest = min(size - added, length)
         shortest = min(length, max(0, size - added - remaining))
         run = int(generator.integers(shortest, longest + 1))
-        start = int(generator.integers(0, length - run + 1))
+        first = int(starts[chain]) + int(generator.integers(0, length - run + 1))
+        rows.append(np.arange(first, first + run))
         added += run
-        rows.append(np.flatnonzero(features.asym_id == chain)[start : start + run])
     return np.sort(np.concatenate(rows))
+
+
+def spatial_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The tokens around a random one (AlphaFold-Multimer, algorithm 2)."""
+    return _around(features, size, np.flatnonzero(_resolved(features)), generator)
+
+
+def interface_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The tokens around a random one that is near another chain.
+
+    A structure without an interface has the spatial crop, as in AlphaFold 3.
+    """
+    candidates = np.flatnonzero(features.is_interface)
+    if len(candidates) == 0:
+        return spatial_crop(features, size, generator)
+    return _around(features, size, candidates, generator)
+
+
+METHODS = {"contiguous": contiguous_crop, "spatial": spatial_crop, "interface": interface_crop}
+
+
+def _resolved(features: Features) -> np.ndarray:
+    return features.resolved[features.center_atom]
+
+
+def _around(
+    features: Features, size: int, candidates: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    if len(candidates) == 0:  # no centre atom is resolved: space says nothing
+        return contiguous_crop(features, size, generator)
+    resolved = np.flatnonzero(_resolved(features))
+    centres = features.positions[features.center_atom[resolved]]
+    middle = features.positions[features.center_atom[generator.choice(candidates)]]
+    distance = np.linalg.norm(centres - middle, axis=-1)
+    nearest = np.argsort(distance, kind="stable")[:size]
+    return np.sort(resolved[nearest])

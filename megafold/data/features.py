@@ -13,7 +13,7 @@ from megafold.data.layout import AtomLayout
 
 TOKEN_FIELDS = (
     "token_index", "residue_index", "asym_id", "entity_id", "sym_id", "restype",
-    "is_protein", "is_rna", "is_dna", "is_ligand", "is_atom", "profile", "deletion_mean",
+    "is_protein", "is_rna", "is_dna", "is_ligand", "is_atom", "is_interface", "profile", "deletion_mean",
 )  # fmt: skip
 ATOM_FIELDS = (
     "ref_pos", "ref_mask", "ref_element", "ref_charge", "ref_atom_name_chars", "ref_space_uid",
@@ -47,6 +47,7 @@ class Features:
     is_dna: np.ndarray  # [N] bool
     is_ligand: np.ndarray  # [N] bool
     is_atom: np.ndarray  # [N] bool, a token that is one atom
+    is_interface: np.ndarray  # [N] bool, centre atom within 15 A of another chain's
     center_atom: np.ndarray  # [N] int32
     representative_atom: np.ndarray  # [N] int32
     bonds: np.ndarray  # [B, 2] int32, bonded tokens

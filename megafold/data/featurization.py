@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from biotite.structure import CellList
 from rdkit import Chem
 
 from megafold.data.alignment import Alignment
 from megafold.data.components import component, reference_conformer
 from megafold.data.constants import GAP, NUM_RESTYPES, RESTYPE_INDEX
+from megafold.data.cropping import INTERFACE_DISTANCE
 from megafold.data.errors import DataError
 from megafold.data.features import Features
 from megafold.data.structure import POLYMERS, Chain, Structure
@@ -51,6 +53,7 @@ def featurize(structure: Structure, alignments: Mapping[str, Alignment] | None =
                 "atom_to_token",
             )
         },
+        is_interface=_interface_tokens(structure, tokens),
         bonds=_token_bonds(structure, tokens),
         **_alignment_features(structure, tokens, alignments or {}),
         **_no_templates(len(tokens)),
@@ -65,6 +68,21 @@ def chain_sequence(chain: Chain) -> np.ndarray:
     """Restype class of each residue of a chain. [L] uint8."""
     classes = [restype_class(name, chain.chain_type) for name in chain.components]
     return np.array(classes, dtype=np.uint8)
+
+
+def _interface_tokens(structure: Structure, tokens: Tokens) -> np.ndarray:
+    """Tokens whose centre atom is resolved and near one of another chain. [N] bool."""
+    near = np.zeros(len(tokens), dtype=bool)
+    rows = np.flatnonzero(structure.resolved[tokens.center_atom])
+    if len(rows) == 0:
+        return near
+    centres = structure.positions[tokens.center_atom[rows]]
+    cells = CellList(centres, cell_size=INTERFACE_DISTANCE)
+    chain = tokens.asym_id[rows]
+    neighbours = cells.get_atoms(centres, INTERFACE_DISTANCE)  # [n, k], padded with -1
+    other = (neighbours >= 0) & (chain[neighbours] != chain[:, None])
+    near[rows] = other.any(axis=-1)
+    return near
 
 
 def _token_bonds(structure: Structure, tokens: Tokens) -> np.ndarray:

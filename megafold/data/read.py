@@ -41,11 +41,14 @@ def read_structure(path: str | Path) -> Structure:
     path = Path(path)
     block = _read_block(path)
     try:
-        return assemble(structure_name(path), _read_atoms(block), _read_tables(block))
+        _check_complete(block)
+        atoms, tables = _read_atoms(block), _read_tables(block)
+    except Exception as error:  # biotite raises whatever the malformed table led to
+        raise DataError(f"{path}: truncated or malformed mmCIF: {error}") from error
+    try:
+        return assemble(structure_name(path), atoms, tables)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except Exception as error:
-        raise DataError(f"{path}: not a readable mmCIF entry: {error}") from error
 
 
 def structure_name(path: str | Path) -> str:
@@ -78,6 +81,15 @@ def _read_block(path: Path) -> Any:
     except Exception as error:
         raise DataError(f"{path}: truncated or not mmCIF: {error}") from error
     return block
+
+
+def _check_complete(block: Any) -> None:
+    """A file that was cut off between two rows of atoms still lists all its chains."""
+    if "struct_asym" in block:
+        listed = set(block["struct_asym"]["id"].as_array(str).tolist())
+        found = set(block["atom_site"]["label_asym_id"].as_array(str).tolist())
+        if missing := sorted(listed - found):
+            raise DataError(f"chain {missing[0]} is listed in struct_asym but has no atom")
 
 
 def _read_atoms(block: Any) -> AtomArray:
@@ -122,10 +134,14 @@ def _resolution(block: Any) -> float | None:
 
 
 def _release_date(block: Any) -> str:
-    category = "pdbx_audit_revision_history"
-    if category not in block or "revision_date" not in block[category]:
-        return ""
-    return str(min(block[category]["revision_date"].as_array(str)))
+    """Date of the first revision; the older category where the newer is missing."""
+    for category, column in (
+        ("pdbx_audit_revision_history", "revision_date"),
+        ("database_PDB_rev", "date"),
+    ):
+        if dates := _columns(block, category, column):
+            return min(date for (date,) in dates)
+    return ""
 
 
 def _read_tables(block: Any) -> Tables:
@@ -136,6 +152,7 @@ def _read_tables(block: Any) -> Tables:
         method=(_first(block, "exptl", "method") or "").upper(),
         resolution=_resolution(block),
         release_date=_release_date(block),
+        title=" ".join((_first(block, "struct", "title") or "").split()),
     )
 
 

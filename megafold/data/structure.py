@@ -47,7 +47,8 @@ class Structure:
     method: str = ""  # experimental method, in capitals
     resolution: float | None = None  # angstrom
     release_date: str = ""  # ISO 8601
-    removed: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    title: str = ""
+    removed: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by reason
 
     @cached_property
     def residue_starts(self) -> np.ndarray:
