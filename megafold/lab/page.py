@@ -27,7 +27,14 @@ _TEMPLATE = """
 {%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{{ resources.megafold_head }}{%- endblock -%}
+{%- block html_head_css -%}<style>{{ resources.megafold_style }}</style>{%- endblock -%}
 {%- block body_header -%}{{ super() }}{{ resources.megafold_navigation }}{%- endblock -%}
+"""
+
+_STYLE = """
+main { max-width: 1040px; margin: 0 auto }
+nav { display: flex; gap: 2em; font: 14px sans-serif; padding: 8px 0 16px 70px }
+nav a { color: var(--jp-content-link-color) }
 """
 
 # The delimiters JupyterLab knows, in prose and LaTeX outputs only: code has dollar signs too.
@@ -67,6 +74,7 @@ def notebook_page(
         head.append(get_plotlyjs())
     resources = {
         "metadata": {"name": name, "path": str(folder)},
+        "megafold_style": _STYLE,
         "megafold_head": "\n".join(_script(code) for code in head),
         "megafold_navigation": _navigation(before, after),
     }
@@ -147,5 +155,4 @@ def _navigation(before: str | None, after: str | None) -> str:
     links = [f'<a href="{html.escape(before)}.html">← {html.escape(before)}</a>'] if before else []
     links.append('<a href="index.html">all notebooks</a>')
     links += [f'<a href="{html.escape(after)}.html">{html.escape(after)} →</a>'] if after else []
-    style = "font: 14px sans-serif; display: flex; gap: 2em; padding: 8px 16px"
-    return f'<nav style="{style}">{" ".join(links)}</nav>'
+    return f"<nav>{' '.join(links)}</nav>"

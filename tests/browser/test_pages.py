@@ -1,0 +1,65 @@
+"""Exported notebooks show everything in a browser without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from playwright.sync_api import Page
+
+from megafold import runner
+from tests.browser.support import Traffic, colours, keep_picture
+
+pytestmark = pytest.mark.browser
+
+MATH = r"""# A page
+
+Inline $B_\theta \in \mathbb{R}^{N \times N}$ and
+
+$$\begin{aligned} z_{ij} &= \sum_k a_{ik} \odot b_{jk} \\ y &= W_o z \end{aligned}$$
+"""
+FIGURE = """import plotly.graph_objects as go
+from megafold import notebook
+notebook.setup()
+go.Figure(go.Scatter(x=[1, 2, 3], y=[2, 1, 3])).show()
+price = "$5 and $6"
+price"""
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """The page of a notebook with prose, equations, a figure and a structure."""
+    cells = [new_markdown_cell(MATH), new_code_cell(FIGURE)]
+    path = tmp_path / "00_page.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    (done,) = runner.run([path], out=tmp_path / "out")
+    assert done.failures == ()
+    return tmp_path / "out" / "00_page.html"
+
+
+def test_an_exported_notebook_needs_no_network(
+    exported: Path, page: Page, traffic: Traffic
+) -> None:
+    page.goto(exported.as_uri())
+    figure = page.locator(".plotly-graph-div")
+    figure.wait_for()
+    page.locator("mjx-container svg").first.wait_for()
+    keep_picture(page, "page")
+
+    assert traffic.outside == []
+    assert traffic.failed == []
+    assert traffic.errors == []
+    assert colours(figure) > 10
+    assert page.locator("mjx-container").count() == 2
+    assert page.locator("mjx-merror").count() == 0
+
+
+def test_the_index_links_every_page(exported: Path, page: Page, traffic: Traffic) -> None:
+    page.goto((exported.parent / "index.html").as_uri())
+    page.get_by_role("link", name="00_page").click()
+    page.get_by_role("heading", name="A page").wait_for()
+    page.get_by_role("link", name="all notebooks").click()
+    page.get_by_role("heading", name="MegaFold: notebooks").wait_for()
+    assert traffic.failed == []
