@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +26,11 @@ from tqdm.auto import tqdm
 import megafold
 from megafold.viz import browser, index, theme
 from megafold.viz.renderer import NotebookRenderer
+from megafold.viz.session import headless
+
+__all__ = ["figures_folder", "headless", "progress", "save", "setup", "show_source"]
 
 T = TypeVar("T")
-
-_INTERACTIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 
 
 def setup() -> None:
@@ -52,22 +52,6 @@ def setup() -> None:
     if browser.find_browser() is None:
         parts.append("no browser: figures without PNG and SVG")
     print(" · ".join(parts))
-
-
-def headless() -> bool:
-    """True where nobody watches: executed by nbclient, in a test, or with output redirected.
-
-    ``MEGAFOLD_HEADLESS`` set to 1 or 0 decides. Otherwise a kernel is watched when a Jupyter
-    server, VS Code or Colab started it, and a script is watched when it writes to a terminal.
-    """
-    chosen = os.environ.get("MEGAFOLD_HEADLESS")
-    if chosen is not None:
-        if chosen not in ("0", "1"):
-            raise ValueError(f"MEGAFOLD_HEADLESS must be 0 or 1, not {chosen!r}")
-        return chosen == "1"
-    if "ipykernel" in sys.modules:
-        return not any(name in os.environ for name in _INTERACTIVE)
-    return not sys.stderr.isatty()
 
 
 def progress(iterable: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:

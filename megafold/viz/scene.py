@@ -30,6 +30,7 @@ CONFIDENCE = (
     (-np.inf, "#FF7D45", "very low (below 50)"),
 )
 _ELEMENTS = {"N": "#3050F8", "O": "#E6261F", "S": "#D9A521", "P": "#E77F0D"}
+_HALF_VIEW = np.tan(np.radians(10.0))  # the camera of 3Dmol.js sees 20 degrees
 _BACKBONE = ["N", "C", "O", "OXT", "H", "HA"]
 _WORD = re.compile(r"[A-Za-z0-9_.*+'-]+")
 
@@ -58,6 +59,23 @@ def orientation(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
     if np.linalg.det(axes) < 0:
         axes[:, 2] *= -1
     return centre, axes
+
+
+def zoom(points: np.ndarray, aspect: float) -> float:
+    """How much nearer than 3Dmol.js's own choice the camera may go, at least 1.
+
+    3Dmol.js fits a sphere around the atoms into the window's height. A flat, long molecule
+    leaves most of that empty.
+
+    Args:
+        points: `[P, 3]` float, angstrom, as seen by the viewer.
+        aspect: width of the window over its height.
+    """
+    about = points - points.mean(axis=0)
+    radius = np.linalg.norm(about, axis=1).max(initial=5.0)
+    reach = np.maximum(np.abs(about[:, 1]), np.abs(about[:, 0]) / aspect)
+    needed = (reach + _HALF_VIEW * about[:, 2]).max(initial=0.0) + 2.0  # room for the ribbon
+    return float(max(1.0, 0.95 * radius / needed))
 
 
 def atoms_text(structure: Structure, positions: np.ndarray, shown: np.ndarray) -> str:
@@ -200,7 +218,7 @@ def _plain_style(chain_type: str, style: str, color: str) -> dict[str, Any]:
 def _ligand_style(residues: int, structure: Structure, chain: Chain, color: str) -> dict[str, Any]:
     here = structure.layout.chain_id == chain.chain_id
     if int(here.sum()) == residues:  # ions: single atoms have no stick to show
-        return {"sphere": {"scale": 0.5, "colorscheme": _scheme(color)}}
+        return {"sphere": {"scale": 0.5, "color": color}}
     return {"stick": {"radius": 0.22, "colorscheme": _scheme(color)}}
 
 

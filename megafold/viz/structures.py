@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import py3Dmol
@@ -14,6 +14,8 @@ from megafold.data.structure import LIGAND, Chain, Structure
 from megafold.viz import browser, scene, theme, viewer
 
 WIDTH, HEIGHT = 680, 400
+LEGEND = 10  # entries shown
+FRAME_INTERVAL = 150  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,10 @@ class StructureView:
     """A view that a notebook displays: it can be turned, and has a still beside it."""
 
     view: py3Dmol.view
-    legend: tuple[tuple[str, str], ...]  # colour, meaning
-    notes: tuple[str, ...]
     title: str
+    legend: tuple[tuple[str, str], ...] = ()  # colour, meaning
+    notes: tuple[str, ...] = ()
+    poster: py3Dmol.view | None = None  # what the still shows, where it is not the view itself
 
     def still(self) -> bytes:
         """A PNG of the view as it first appears.
@@ -31,7 +34,7 @@ class StructureView:
         Raises:
             BrowserNotFound: there is no browser to draw it.
         """
-        page = viewer.page(self.view)
+        page = viewer.page(self.poster or self.view)
         return browser.page_image(page, WIDTH, HEIGHT, ready="$3Dmolpromise")
 
     def legend_html(self) -> str:
@@ -51,8 +54,7 @@ class StructureView:
             display(Image(self.still(), width=WIDTH, height=HEIGHT))
         else:
             print(f"{self.title}: no still image of this view, because no browser was found")
-        body = viewer.view_html(self.view, hides_still=has_still)
-        display(HTML(f"<div>{self.legend_html()}</div>{body}"))
+        display(HTML(viewer.view_html(self.view, self.legend_html(), hides_still=has_still)))
 
 
 def show(
@@ -91,36 +93,114 @@ def structure_view(
     plddt: np.ndarray | None = None,
 ) -> StructureView:
     """What ``show`` displays, for a script or a test. Arguments as there."""
-    if isinstance(structures, Structure):
-        named = {structures.name: structures}
-    elif isinstance(structures, Mapping) and structures:
-        named = dict(structures)
-    else:
-        raise TypeError(f"show takes a Structure or a mapping of them, not {structures!r:.80}")
+    named = _named(structures)
     _check(named, color, style, plddt)
-    centre, rotation = scene.orientation(next(iter(named.values())))
     view = viewer.new_view(WIDTH, HEIGHT)
+    place = scene.orientation(next(iter(named.values())))
+    legend, notes = draw(view, named, place, color=color, style=style, plddt=plddt)
+    aim(view, named, place)
+    return StructureView(view, " and ".join(named), legend, notes)
+
+
+def show_frames(structure: Structure, frames: np.ndarray) -> None:
+    """Display frames as an endless animation; the still shows the last one.
+
+    The backbone is a trace, one point per residue, because early frames of a sampler hold no
+    chain together. Use ``viz.frame_browser`` to stop and look.
+
+    Args:
+        structure: whose layout names the atoms; its own coordinates are not shown.
+        frames: `[F, A, 3]` float, angstrom, superposed on each other.
+
+    Raises:
+        ValueError: ``frames`` has another shape.
+    """
+    display(frames_view(structure, frames))
+
+
+def frames_view(structure: Structure, frames: np.ndarray) -> StructureView:
+    """What ``show_frames`` displays. Arguments as there."""
+    frames = check_frames(structure, frames)
+    last = with_positions(structure, frames[-1])
+    centre, rotation = scene.orientation(last)
+    turned = (frames - centre) @ rotation
+    colors = _colors(structure, None)
+    layer = scene.chain_layer(last, turned[-1], style="trace", colors=colors)
+    rows = [atom["serial"] for atom in layer.atoms]
+    view, poster = viewer.new_view(WIDTH, HEIGHT), viewer.new_view(WIDTH, HEIGHT)
+    for each in (view, poster):
+        _add(each, layer, 0)
+        aim(each, {"": last}, (centre, rotation))
+    view.getModel(0).setCoordinates(turned[:, rows].round(1).tolist(), "array")
+    view.animate({"loop": "forward", "interval": FRAME_INTERVAL})
+    title = f"{structure.name}, {len(frames)} frames"
+    return StructureView(view, title, _chain_legend(structure, colors), (), poster)
+
+
+def draw(
+    view: py3Dmol.view,
+    named: Mapping[str, Structure],
+    place: tuple[np.ndarray, np.ndarray],
+    *,
+    color: str | None = None,
+    style: str | None = None,
+    plddt: np.ndarray | None = None,
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Add structures to an empty view; returns legend and notes.
+
+    Args:
+        view: where to draw.
+        named: structures by name.
+        place: centre `[3]` and rotation `[3, 3]`, from ``scene.orientation``.
+        color, style, plddt: as for :func:`show`.
+    """
+    centre, rotation = place
     legend: list[tuple[str, str]] = []
     notes: list[str] = []
     for number, (name, structure) in enumerate(named.items()):
         positions = (structure.positions - centre) @ rotation
-        if color == "plddt":
+        if plddt is not None:
             layer = scene.confidence_layer(structure, positions, plddt, style=style)
             legend += layer.legend
         else:
             colors = _colors(structure, number if len(named) > 1 else None)
-            drawn = "sticks" if color == "element" and style is None else style
-            layer = scene.chain_layer(structure, positions, style=drawn, colors=colors)
-            legend += (
-                [(next(iter(colors.values())), name)]
-                if len(named) > 1
-                else [(colors[c.chain_id], _describe(c)) for c in structure.chains]
-            )
-        notes += [layer.note] if layer.note else []
+            chosen = "sticks" if color == "element" and style is None else style
+            layer = scene.chain_layer(structure, positions, style=chosen, colors=colors)
+            if len(named) > 1:
+                legend.append((next(iter(colors.values())), name))
+            else:
+                legend += _chain_legend(structure, colors)
+        if layer.note:
+            notes.append(f"{name}: {layer.note}" if len(named) > 1 else layer.note)
         _add(view, layer, number)
+    return tuple(legend), tuple(notes)
+
+
+def aim(
+    view: py3Dmol.view, named: Mapping[str, Structure], place: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Point the camera so that the structures fill the window. Arguments as for :func:`draw`."""
+    centre, rotation = place
+    points = [(s.positions[s.resolved] - centre) @ rotation for s in named.values()]
     view.zoomTo()
-    view.zoom(1.15)
-    return StructureView(view, tuple(legend), tuple(notes), " and ".join(named))
+    view.zoom(round(scene.zoom(np.concatenate(points), WIDTH / HEIGHT), 2))
+
+
+def check_frames(structure: Structure, frames: np.ndarray) -> np.ndarray:
+    """``frames`` as float `[F, A, 3]`, or a ValueError that says what it should be."""
+    array = np.asarray(frames, dtype=np.float64)
+    atoms = len(structure.layout)
+    if array.ndim != 3 or array.shape[1:] != (atoms, 3) or len(array) == 0:
+        raise ValueError(f"frames has shape {array.shape}; [F, {atoms}, 3] for {structure.name!r}")
+    if not np.isfinite(array).all():
+        raise ValueError("frames has coordinates that are not finite")
+    return array
+
+
+def with_positions(structure: Structure, positions: np.ndarray) -> Structure:
+    """The same atoms elsewhere; all of them count as resolved. positions `[A, 3]`."""
+    everywhere = np.ones(len(structure.layout), dtype=bool)
+    return replace(structure, positions=positions.astype(np.float32), resolved=everywhere)
 
 
 def _add(view: py3Dmol.view, layer: scene.Layer, number: int) -> None:
@@ -135,25 +215,61 @@ def _add(view: py3Dmol.view, layer: scene.Layer, number: int) -> None:
 
 
 def _colors(structure: Structure, number: int | None) -> dict[str, str]:
-    """One colour per chain; all chains the same where structures are told apart by colour."""
+    """Colour by chain: polymers in order, then one for each kind of ligand.
+
+    Where structures are told apart by colour, ``number`` decides for all chains.
+    """
     palette = theme.PALETTE
     if number is not None:
-        return {c.chain_id: palette[number % len(palette)] for c in structure.chains}
-    return {c.chain_id: palette[i % len(palette)] for i, c in enumerate(structure.chains)}
+        return {chain.chain_id: palette[number % len(palette)] for chain in structure.chains}
+    keys = {chain.chain_id: _color_key(chain) for chain in structure.chains}
+    ordered = dict.fromkeys(sorted(keys.values(), key=lambda key: key[0] == LIGAND))
+    index = {key: i for i, key in enumerate(ordered)}
+    return {chain_id: palette[index[key] % len(palette)] for chain_id, key in keys.items()}
 
 
-def _describe(chain: Chain) -> str:
+def _color_key(chain: Chain) -> tuple[str, ...]:
     if chain.chain_type == LIGAND:
-        return f"{chain.chain_id}: {'-'.join(chain.components[:3])}"
-    return f"{chain.chain_id}: {chain.chain_type}, {len(chain)} residues"
+        return (LIGAND, *chain.components)
+    return (chain.chain_type, chain.chain_id)
+
+
+def _chain_legend(structure: Structure, colors: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """One entry per polymer and per kind of ligand; of many, the first and a count."""
+    polymers = [
+        (colors[chain.chain_id], f"{chain.chain_id}: {chain.chain_type}, {len(chain)} residues")
+        for chain in structure.chains
+        if chain.chain_type != LIGAND
+    ]
+    ligands: dict[tuple[str, str], int] = {}
+    for chain in structure.chains:
+        if chain.chain_type == LIGAND:
+            key = (colors[chain.chain_id], "-".join(chain.components))
+            ligands[key] = ligands.get(key, 0) + 1
+    entries = polymers + [
+        (color, name if count == 1 else f"{name} \N{MULTIPLICATION SIGN} {count}")
+        for (color, name), count in ligands.items()
+    ]
+    if len(entries) <= LEGEND:
+        return tuple(entries)
+    return (*entries[:LEGEND], (theme.MUTED, f"and {len(entries) - LEGEND} more"))
+
+
+def _named(structures: Structure | Mapping[str, Structure]) -> dict[str, Structure]:
+    if isinstance(structures, Structure):
+        return {structures.name: structures}
+    if not isinstance(structures, Mapping) or not structures:
+        raise TypeError(f"show takes a Structure or a mapping of them, not {structures!r:.80}")
+    for name, structure in structures.items():
+        if not isinstance(structure, Structure):
+            raise TypeError(f"show: {name!r} is a {type(structure).__name__}, not a Structure")
+    return dict(structures)
 
 
 def _check(
     named: Mapping[str, Structure], color: str | None, style: str | None, plddt: np.ndarray | None
 ) -> None:
     for name, structure in named.items():
-        if not isinstance(structure, Structure):
-            raise TypeError(f"show: {name!r} is a {type(structure).__name__}, not a Structure")
         if not structure.resolved.any():
             raise ValueError(f"show: {name!r} has no resolved atom")
     if color is not None and color not in scene.COLORS:
@@ -163,11 +279,10 @@ def _check(
     if (color == "plddt") != (plddt is not None):
         raise ValueError('show: color="plddt" and the array plddt go together')
     if plddt is not None:
-        structure = next(iter(named.values()))
+        atoms = len(next(iter(named.values())).layout)
         if len(named) > 1:
             raise ValueError('show: color="plddt" takes one structure')
-        if np.shape(plddt) != (len(structure.layout),):
+        if np.shape(plddt) != (atoms,):
             raise ValueError(
-                f"show: plddt has shape {np.shape(plddt)}; one value per atom is "
-                f"{(len(structure.layout),)}"
+                f"show: plddt has shape {np.shape(plddt)}; one value per atom is ({atoms},)"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import re
 from functools import cache
 from importlib.resources import files
@@ -68,26 +69,42 @@ def new_view(width: int, height: int) -> py3Dmol.view:
     return py3Dmol.view(width=width, height=height, js=_NOTHING)
 
 
-def view_html(view: py3Dmol.view, *, hides_still: bool) -> str:
+def view_html(view: py3Dmol.view, legend: str = "", *, hides_still: bool = False) -> str:
     """The view as HTML, to follow ``library()`` somewhere on the same page.
 
     Args:
         view: what to draw.
+        legend: HTML to stand above it.
         hides_still: a still stands in the output just before; hide it once the view is drawn.
     """
     html = re.sub(r"<p id=.*?</p>", f"<p>{_NOTE}</p>", view.write_html(), count=1, flags=re.S)
-    box = re.search(r'<div id="([^"]+)"', html)
-    assert box is not None, "py3Dmol's HTML has no container"
-    return f"{html}<script>{_started(box[1], hides_still)}</script>"
+    above = f'<div id="legend_{view.uniqueid}">{legend}</div>'
+    return f"{above}{html}<script>{_started(view.uniqueid, hides_still)}</script>"
+
+
+def update_html(view: py3Dmol.view, legend: str, shown: py3Dmol.view) -> str:
+    """Script that clears the view ``shown`` on the page and draws what ``view`` holds in it.
+
+    The camera stays where the reader put it.
+    """
+    name = f"viewer_{shown.uniqueid}"
+    commands = view.updatejs.replace("viewer_UNIQUEID", name)
+    text = json.dumps(legend).replace("</", "<\\/")
+    return (
+        "<script>$3Dmolpromise.then(function () {"
+        f"if (typeof {name} === 'undefined') return; {name}.removeAllModels();\n"
+        f"{commands}\n{name}.render();"
+        f"document.getElementById('legend_{shown.uniqueid}').innerHTML = {text}; }});</script>"
+    )
 
 
 def page(view: py3Dmol.view) -> str:
     """A whole web page that shows only this view; works offline."""
-    body = f"{library()}{view_html(view, hides_still=False)}"
+    body = f"{library()}{view_html(view)}"
     return f'<!doctype html><meta charset="utf-8"><body style="margin:0">{body}</body>'
 
 
-def _started(box: str, hides_still: bool) -> str:
+def _started(uniqueid: str, hides_still: bool) -> str:
     """Script that takes away what stands in for the view once the view is there."""
     hide = (
         "var here = box.closest('.jp-OutputArea-child');"
@@ -96,7 +113,7 @@ def _started(box: str, hides_still: bool) -> str:
     )
     return (
         "$3Dmolpromise.then(function () { if (typeof $3Dmol === 'undefined') return;"
-        f"var box = document.getElementById('{box}'); if (!box) return;"
+        f"var box = document.getElementById('3dmolviewer_{uniqueid}'); if (!box) return;"
         "var note = box.querySelector('p'); if (note) note.remove();"
         f"{hide if hides_still else ''}"
         "});"
