@@ -6,16 +6,16 @@ Shape letters: S noised copies, A atoms, N tokens, P atom pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from megafold.geometry import centre_random_augmentation, weighted_rigid_align
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.diffusion import SIGMA_DATA
 from megafold.model.heads import distance_breaks
-from megafold.geometry import centre_random_augmentation, weighted_rigid_align
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -24,6 +24,8 @@ WEIGHT_DIFFUSION, WEIGHT_DISTOGRAM = 4.0, 0.03
 LDDT_RADIUS, LDDT_RADIUS_NUCLEIC = 15.0, 30.0  # angstrom
 # Pairs times copies held at once by the smooth lDDT.
 LDDT_CHUNK = 1 << 24
+
+NoiseWeighting = Literal["karras", "printed"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ class Losses:
         return {name: float(value.detach()) for name, value in vars(self).items()}
 
 
-def training_loss(model: AlphaFold3, batch: Batch, *, generator: torch.Generator) -> Losses:
+def training_loss(
+    model: AlphaFold3,
+    batch: Batch,
+    *,
+    generator: torch.Generator,
+    noise_weighting: NoiseWeighting = "karras",
+) -> Losses:
     """One trunk pass, many noised copies, and the losses.
 
     ``generator`` (on the CPU) is the only source of randomness: cycles, alignment rows,
@@ -58,21 +66,28 @@ def training_loss(model: AlphaFold3, batch: Batch, *, generator: torch.Generator
         condition = model.diffusion.condition(batch, trunk)
         x_true, x_noisy, t = _noised_copies(batch, model.config.diffusion_samples, generator)
         x = model.diffusion(x_noisy, t, batch, trunk, condition)
-    level = noise_weight(t)
-    mse = (level * aligned_mse(x, x_true, batch)).mean()
+    weight = noise_weight(t, noise_weighting)
+    mse = (weight * aligned_mse(x, x_true, batch)).mean()
     lddt = smooth_lddt_loss(x, batch).mean()
     distogram = distogram_loss(model.distogram_head(trunk.z), batch)
     total = WEIGHT_DIFFUSION * (mse + lddt) + WEIGHT_DISTOGRAM * distogram
     return Losses(total, mse, lddt, distogram)
 
 
-def noise_weight(t: torch.Tensor) -> torch.Tensor:
-    """Weight of each noise level, ``[S]`` -> ``[S]``.
+def noise_weight(t: torch.Tensor, weighting: NoiseWeighting = "karras") -> torch.Tensor:
+    """Weight of the squared error at each noise level, ``[S]`` -> ``[S]``.
 
-    The supplement prints (t^2 + 16^2) / (t + 16)^2; that is a misprint of the weight of
-    Karras et al. (2022), (t^2 + 16^2) / (16 t)^2, which this is.
+    ``karras`` is (t^2 + 16^2) / (16 t)^2, the weight of Karras et al. (2022), which makes
+    the loss uniform in the network's own output. ``printed`` is what the supplement prints,
+    (t^2 + 16^2) / (t + 16)^2, known as a misprint; it weighs high noise far more, where the
+    fold as a whole and its handedness are decided.
     """
-    return (t.square() + SIGMA_DATA**2) / (t * SIGMA_DATA).square()
+    if weighting not in get_args(NoiseWeighting):
+        raise ValueError(
+            f"unknown noise weighting {weighting!r}; known: {', '.join(get_args(NoiseWeighting))}"
+        )
+    scale = t * SIGMA_DATA if weighting == "karras" else t + SIGMA_DATA
+    return (t.square() + SIGMA_DATA**2) / scale.square()
 
 
 def aligned_mse(x: torch.Tensor, x_true: torch.Tensor, batch: Batch) -> torch.Tensor:

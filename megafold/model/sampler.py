@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
+from megafold.geometry import centre_random_augmentation
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.diffusion import SIGMA_DATA
-from megafold.geometry import centre_random_augmentation
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch

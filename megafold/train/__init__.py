@@ -1,5 +1,26 @@
-"""Training: the step, the loop around it, checkpoints."""
+"""Training: the step, memorising one structure, checkpoints."""
 
+from megafold.train.checkpoint import load_model, save_model
+from megafold.train.memorise import (
+    Evaluation,
+    Memorised,
+    Recipe,
+    load_or_memorise,
+    memorise,
+    save_run,
+)
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
-__all__ = ["StepRecord", "TrainConfig", "Trainer"]
+__all__ = [
+    "Evaluation",
+    "Memorised",
+    "Recipe",
+    "StepRecord",
+    "TrainConfig",
+    "Trainer",
+    "load_model",
+    "load_or_memorise",
+    "memorise",
+    "save_model",
+    "save_run",
+]

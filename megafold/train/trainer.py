@@ -13,6 +13,7 @@ import torch
 
 from megafold.data.batch import Batch
 from megafold.model import AlphaFold3, training_loss
+from megafold.model.losses import NoiseWeighting
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TrainConfig:
     eps: float = 1e-8
     clip_norm: float = 10.0
     ema_decay: float = 0.999
+    noise_weighting: NoiseWeighting = "karras"
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
@@ -73,8 +75,8 @@ class Trainer:
     def step(self, batch: Batch) -> StepRecord:
         """One forward, backward and update on one example.
 
-        Raises ``FloatingPointError`` if a loss (named) or the gradient is not finite; the weights are
-        then those of before the step.
+        Raises ``FloatingPointError`` if a loss (named) or the gradient is not finite; the
+        weights are then those of before the step.
         """
         start = time.perf_counter()
         step = len(self.history)
@@ -83,7 +85,12 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        losses = training_loss(self.model, batch, generator=self.generator)
+        losses = training_loss(
+            self.model,
+            batch,
+            generator=self.generator,
+            noise_weighting=self.config.noise_weighting,
+        )
         values = losses.as_floats()
         for name, value in values.items():
             if not math.isfinite(value):

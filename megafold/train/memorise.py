@@ -1,0 +1,138 @@
+"""Training on one structure until it is known by heart.
+
+Memorisation says nothing about prediction. It says that the whole chain works: features,
+model, losses, optimiser, sampler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+import megafold
+from megafold import data
+from megafold.data.batch import Batch
+from megafold.metrics import lddt
+from megafold.model import AlphaFold3, sample
+from megafold.train.checkpoint import load_model, save_model
+from megafold.train.trainer import StepRecord, TrainConfig, Trainer
+
+Progress = Callable[..., Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is memorised, by which model, for how long."""
+
+    entry: str = "1AS5"  # a bundled sample
+    model: str = "tiny"
+    steps: int = 900
+    evaluate_every: int = 150  # steps between sampled structures
+    sampler_steps: int = 30
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(warmup_steps=50, ema_decay=0.98))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a structure sampled after ``step`` steps agrees with the truth."""
+
+    step: int
+    lddt: float  # all atoms, 0 to 1
+    lddt_centre: float  # centre atoms (CA) only
+
+
+@dataclass(frozen=True)
+class Memorised:
+    """A finished run: the averaged model and how it got there."""
+
+    recipe: Recipe
+    model: AlphaFold3
+    history: list[StepRecord]
+    evaluations: list[Evaluation]
+
+
+def memorise(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda steps, **_: steps,
+) -> Memorised:
+    """Train a fresh model on one bundled sample.
+
+    ``progress`` wraps the iterable of steps, as ``notebook.progress`` does.
+    """
+    batch = data.example_batch(recipe.entry, seed=recipe.train.seed).to(device)
+    torch.manual_seed(recipe.train.seed)
+    trainer = Trainer(AlphaFold3.from_name(recipe.model).to(device), recipe.train)
+    evaluations = []
+    for step in progress(range(recipe.steps), desc=f"memorising {recipe.entry}"):
+        trainer.step(batch)
+        if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps:
+            evaluations.append(evaluate(trainer.averaged, batch, recipe, step + 1))
+    return Memorised(recipe, trainer.averaged, trainer.history, evaluations)
+
+
+def evaluate(model: AlphaFold3, batch: Batch, recipe: Recipe, step: int) -> Evaluation:
+    """Sample one structure and score it against the truth."""
+    generator = torch.Generator().manual_seed(recipe.train.seed)
+    x = sample(model, batch, generator=generator, steps=recipe.sampler_steps)[0]
+    nucleic = (batch.is_dna | batch.is_rna)[batch.atom_to_token]
+    centre = batch.center_atom[batch.token_mask]
+    return Evaluation(
+        step,
+        float(lddt(x, batch.positions, batch.resolved, nucleic=nucleic)),
+        float(
+            lddt(
+                x[centre], batch.positions[centre], batch.resolved[centre], nucleic=nucleic[centre]
+            )
+        ),
+    )
+
+
+def load_or_memorise(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda steps, **_: steps,
+) -> Memorised:
+    """The run of ``recipe`` kept in ``folder``, or a new one, which is then kept there.
+
+    A kept run counts only if recipe and source code are what they were: it can be stale in
+    no other way than by being deleted.
+    """
+    path = run_path(recipe, folder)
+    if not path.exists():
+        run = memorise(recipe, device=device, progress=progress)
+        save_run(run, folder)
+        return run
+    model, note = load_model(path, device)
+    history = [StepRecord(**record) for record in note["history"]]
+    return Memorised(recipe, model, history, [Evaluation(**e) for e in note["evaluations"]])
+
+
+def save_run(run: Memorised, folder: str | Path) -> Path:
+    """Keep a run where ``load_or_memorise`` finds it; returns the file."""
+    path = run_path(run.recipe, folder)
+    note = {
+        "recipe": asdict(run.recipe),
+        "history": [asdict(record) for record in run.history],
+        "evaluations": [asdict(evaluation) for evaluation in run.evaluations],
+    }
+    save_model(path, run.model, note)
+    return path
+
+
+def run_path(recipe: Recipe, folder: str | Path) -> Path:
+    """Where a run is kept: its name carries a digest of the recipe and of the source code."""
+    digest = hashlib.sha256(repr(recipe).encode())
+    package = Path(megafold.__file__).parent
+    for part in ("geometry.py", "data", "model", "ops", "train"):
+        root = package / part
+        for source in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            digest.update(source.read_bytes())
+    return Path(folder) / f"{recipe.model}-{recipe.entry}-{digest.hexdigest()[:12]}.safetensors"
