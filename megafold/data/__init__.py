@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from megafold.data.alignment import Alignment, query_alignment, read_alignment
     from megafold.data.batch import Batch, make_batch, pad_batch
+    from megafold.data.building import BuildReport, EntryReport, build_cache, examine_cache
     from megafold.data.bundled import (
         Sample,
         example_batch,
@@ -20,30 +21,41 @@ if TYPE_CHECKING:
         sample_path,
         samples,
     )
+    from megafold.data.cache import Cache, cache_key
     from megafold.data.cropping import crop
+    from megafold.data.dataset import CachedDataset
+    from megafold.data.download import fetch
     from megafold.data.errors import DataError
     from megafold.data.features import Features
     from megafold.data.featurization import featurize
     from megafold.data.layout import AtomLayout
     from megafold.data.read import read_structure
+    from megafold.data.search import search_alignment
     from megafold.data.structure import Chain, Structure
     from megafold.data.tokens import Tokens, tokenize
+    from megafold.data.write import predicted_structure, write_mmcif
 
 _PUBLIC = {
     "alignment": ("Alignment", "query_alignment", "read_alignment"),
     "batch": ("Batch", "make_batch", "pad_batch"),
+    "building": ("BuildReport", "EntryReport", "build_cache", "examine_cache"),
     "bundled": (
         "Sample", "example_batch", "example_features", "sample_alignments", "sample_path",
         "samples",
     ),
+    "cache": ("Cache", "cache_key"),
     "cropping": ("crop",),
+    "dataset": ("CachedDataset",),
+    "download": ("fetch",),
     "errors": ("DataError",),
     "features": ("Features",),
     "featurization": ("featurize",),
     "layout": ("AtomLayout",),
     "read": ("read_structure",),
+    "search": ("search_alignment",),
     "structure": ("Chain", "Structure"),
     "tokens": ("Tokens", "tokenize"),
+    "write": ("predicted_structure", "write_mmcif"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -51,25 +63,36 @@ __all__ = [
     "Alignment",
     "AtomLayout",
     "Batch",
+    "BuildReport",
+    "Cache",
+    "CachedDataset",
     "Chain",
     "DataError",
+    "EntryReport",
     "Features",
     "Sample",
     "Structure",
     "Tokens",
+    "build_cache",
+    "cache_key",
     "crop",
+    "examine_cache",
     "example_batch",
     "example_features",
     "featurize",
+    "fetch",
     "make_batch",
     "pad_batch",
+    "predicted_structure",
     "query_alignment",
     "read_alignment",
     "read_structure",
     "sample_alignments",
     "sample_path",
     "samples",
+    "search_alignment",
     "tokenize",
+    "write_mmcif",
 ]
 
 

@@ -12,18 +12,25 @@ import numpy as np
 from megafold.data.layout import AtomLayout
 
 TOKEN_FIELDS = (
-    "token_index", "residue_index", "asym_id", "entity_id", "sym_id", "restype",
-    "is_protein", "is_rna", "is_dna", "is_ligand", "is_atom", "is_interface", "profile", "deletion_mean",
+    "token_index", "residue_index", "asym_id", "entity_id", "sym_id", "restype", "is_protein",
+    "is_rna", "is_dna", "is_ligand", "is_atom", "is_interface", "profile", "deletion_mean",
 )  # fmt: skip
 ATOM_FIELDS = (
     "ref_pos", "ref_mask", "ref_element", "ref_charge", "ref_atom_name_chars", "ref_space_uid",
     "positions", "resolved",
 )  # fmt: skip
 ATOM_ROW_FIELDS = ("center_atom", "representative_atom")
+# Rows of the alignment or templates by tokens: [M or T, N, ...].
 COLUMN_FIELDS = (
     "msa", "msa_mask", "deletions", "template_restype", "template_pseudo_beta",
     "template_pseudo_beta_mask", "template_backbone", "template_backbone_mask",
 )  # fmt: skip
+ARRAY_FIELDS = (
+    *TOKEN_FIELDS, *ATOM_FIELDS, *ATOM_ROW_FIELDS, *COLUMN_FIELDS, "bonds", "atom_to_token",
+)  # fmt: skip
+
+# Part of every cache key: raise it when a change alters any feature of any structure.
+FEATURE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,11 @@ class Features:
         }
         values |= {name: getattr(self, name)[chosen] for name in TOKEN_FIELDS}
         values |= {name: new_atom[getattr(self, name)[chosen]] for name in ATOM_ROW_FIELDS}
-        values |= {name: getattr(self, name)[:, chosen] for name in COLUMN_FIELDS}
+        # Tokens first: in the cache a token's column is one run of bytes.
+        values |= {
+            name: getattr(self, name).swapaxes(0, 1)[chosen].swapaxes(0, 1)
+            for name in COLUMN_FIELDS
+        }
         values |= {name: getattr(self, name)[atoms] for name in ATOM_FIELDS}
         return Features(**values)
 

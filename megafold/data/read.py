@@ -25,7 +25,7 @@ from megafold.data.assemble import Link, LinkEnd, Tables, assemble
 from megafold.data.errors import DataError
 from megafold.data.structure import Structure
 
-_SUFFIXES = (".cif", ".mmcif", ".bcif")
+SUFFIXES = (".cif", ".mmcif", ".bcif")
 
 
 def read_structure(path: str | Path) -> Structure:
@@ -54,7 +54,7 @@ def read_structure(path: str | Path) -> Structure:
 def structure_name(path: str | Path) -> str:
     """The file's name without ``.cif`` and the like: ``1A8O`` for ``x/1A8O.cif.gz``."""
     name = Path(path).name.removesuffix(".gz")
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     return name
 
@@ -64,8 +64,8 @@ def _read_block(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     inner = Path(path.name.removesuffix(".gz")).suffix
-    if inner not in _SUFFIXES:
-        raise DataError(f"{path}: expected a name ending in {', '.join(_SUFFIXES)} (or + .gz)")
+    if inner not in SUFFIXES:
+        raise DataError(f"{path}: expected a name ending in {', '.join(SUFFIXES)} (or + .gz)")
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rb") as file:

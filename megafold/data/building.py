@@ -1,0 +1,241 @@
+"""Building a cache from many structures: in parallel, past failures, with counts that add up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from joblib import Parallel, delayed
+
+from megafold.data.alignment import read_alignment
+from megafold.data.cache import Cache, cache_key
+from megafold.data.errors import DataError
+from megafold.data.features import Features
+from megafold.data.featurization import featurize
+from megafold.data.read import SUFFIXES, read_structure, structure_name
+from megafold.data.structure import PROTEIN
+
+_SAVE_EVERY = 5.0  # seconds between writes of the index
+
+
+@dataclass(frozen=True)
+class EntryReport:
+    """What became of one input."""
+
+    name: str
+    path: str
+    status: str  # ok or failed
+    reason: str = ""  # of a failure
+    key: str = ""
+    reused: bool = False  # it was in the cache already
+    tokens: int = 0
+    atoms: int = 0
+    rows: int = 0  # of the alignment
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of all inputs; ``inputs == ok + failed``, and ``reused`` are among the ok."""
+
+    entries: tuple[EntryReport, ...]  # in the order of the inputs
+
+    @property
+    def inputs(self) -> int:
+        return len(self.entries)
+
+    @property
+    def ok(self) -> int:
+        return sum(entry.status == "ok" for entry in self.entries)
+
+    @property
+    def failed(self) -> int:
+        return sum(entry.status == "failed" for entry in self.entries)
+
+    @property
+    def reused(self) -> int:
+        return sum(entry.reused for entry in self.entries)
+
+    def __str__(self) -> str:
+        lines = [f"{e.name}: failed: {e.reason}" for e in self.entries if e.status == "failed"]
+        lines.append(
+            f"{self.inputs} inputs = {self.ok} ok ({self.reused} already there) "
+            f"+ {self.failed} failed"
+        )
+        return "\n".join(lines)
+
+
+def build_cache(
+    structures: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    alignments: str | Path | None = None,
+    jobs: int = 1,
+    progress: Callable[[EntryReport], object] | None = None,
+) -> BuildReport:
+    """Featurise structures into a cache. One bad input never stops the others.
+
+    Args:
+        structures: A folder of mmCIF or BinaryCIF files, or files and folders.
+        out: The cache; made where there is none. What it has already is not made again.
+        alignments: A folder with ``<name>_<chain>.a3m`` (``.gz`` or not). Then every distinct
+            protein sequence needs one for one of its chains: a missing file is a failure. A
+            protein without homologs has an a3m of one row.
+        jobs: Processes; joblib's backend in force is used, so that a Dask cluster can be.
+        progress: Called with each report as it comes in.
+
+    Raises:
+        DataError: There is no input, two inputs have one name, or ``out`` is not a cache.
+    """
+    paths = find_structures(structures)
+    files: dict[str, dict[str, Path] | None] = dict.fromkeys(map(structure_name, paths))
+    if alignments is not None:
+        found = find_alignments(alignments)
+        files = {name: found.get(name, {}) for name in files}
+    cache = Cache.create(out)
+    worker = Cache(out)  # without the index, which workers do not need
+    tasks = (delayed(build_entry)(worker, path, files[structure_name(path)]) for path in paths)
+    reports: dict[str, EntryReport] = {}
+    saved = time.monotonic()
+    try:
+        for report in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+            reports[report.name] = report
+            cache.index[report.name] = _record(report, files[report.name])
+            if progress is not None:
+                progress(report)
+            if time.monotonic() - saved > _SAVE_EVERY:
+                cache.save_index()
+                saved = time.monotonic()
+    finally:
+        cache.save_index()
+    return BuildReport(tuple(reports[structure_name(path)] for path in paths))
+
+
+def find_structures(structures: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The structure files named, those of folders included, sorted by name.
+
+    Raises:
+        DataError: There is none, one is missing, or two have one name.
+    """
+    given = [structures] if isinstance(structures, (str, Path)) else list(structures)
+    endings = (*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES))
+    found: dict[str, Path] = {}
+    for path in map(Path, given):
+        inside = path.iterdir() if path.is_dir() else [path]
+        for file in inside:
+            if path.is_dir() and not file.name.endswith(endings):
+                continue
+            name = structure_name(file)
+            if name in found:
+                raise DataError(f"{file} and {found[name]} are both called {name}")
+            found[name] = file
+    if not found:
+        where = ", ".join(map(str, given)) or "an empty list"
+        raise DataError(f"{where}: no structure file ({', '.join(endings)})")
+    return [found[name] for name in sorted(found)]
+
+
+def find_alignments(folder: str | Path) -> dict[str, dict[str, Path]]:
+    """Alignment files of a folder: structure name -> chain id -> file.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder of alignments")
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        stem = path.name.removesuffix(".gz")
+        name, _, chain = stem.removesuffix(".a3m").rpartition("_")
+        if stem.endswith(".a3m") and name:
+            found.setdefault(name, {})[chain] = path
+    return found
+
+
+def build_entry(
+    cache: Cache, path: Path, alignments: Mapping[str, Path] | None = None
+) -> EntryReport:
+    """Featurise one structure into the cache; a failure is reported, not raised.
+
+    Args:
+        cache: Where to.
+        path: The structure.
+        alignments: Files by chain id; None where none were asked for. Those of chains that
+            cleaning took away are left aside.
+    """
+    name, begin = structure_name(path), time.perf_counter()
+    try:
+        key = cache_key(path, alignments)
+        reused = key in cache
+        if not reused:
+            cache.put(key, _featurize(path, alignments))
+        features = cache.get(key)  # also shows that what was written can be read
+    except Exception as error:
+        reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        return EntryReport(name, str(path), "failed", reason, seconds=time.perf_counter() - begin)
+    return EntryReport(
+        name,
+        str(path),
+        "ok",
+        key=key,
+        reused=reused,
+        tokens=features.num_tokens,
+        atoms=features.num_atoms,
+        rows=len(features.msa),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _featurize(path: Path, alignments: Mapping[str, Path] | None) -> Features:
+    structure = read_structure(path)
+    if alignments is None:
+        return featurize(structure)
+    covered = {c.entity_id for c in structure.chains if c.chain_id in alignments}
+    for chain in structure.chains:
+        if chain.chain_type == PROTEIN and chain.entity_id not in covered:
+            raise DataError(
+                f"{path}: no alignment for protein chain {chain.chain_id}: expected a file "
+                f"{structure.name}_{chain.chain_id}.a3m or .a3m.gz"
+            )
+    return featurize(
+        structure,
+        {
+            chain.chain_id: read_alignment(alignments[chain.chain_id], chain.chain_type)
+            for chain in structure.chains
+            if chain.chain_id in alignments
+        },
+    )
+
+
+def examine_cache(folder: str | Path) -> list[EntryReport]:
+    """Every structure of a cache as ``ok``, ``stale`` (with why) or ``failed``, by name.
+
+    Stale is an entry that is damaged, or that its inputs as they are now would not give:
+    a file has changed or is gone, or the software has.
+    """
+    cache = Cache(folder)
+    reports = []
+    for name, record in sorted(cache.index.items()):
+        report = EntryReport(name, **{k: v for k, v in record.items() if k != "alignments"})
+        files = record["alignments"]
+        if report.status == "ok":
+            try:
+                cache.get(report.key)
+                now = cache_key(Path(report.path), files)
+                why = "" if now == report.key else "its inputs or the software have changed"
+            except DataError as error:
+                why = str(error)
+            if why:
+                report = replace(report, status="stale", reason=why)
+        reports.append(report)
+    return reports
+
+
+def _record(report: EntryReport, files: Mapping[str, Path] | None) -> dict[str, object]:
+    """A report as the index keeps it."""
+    names = ("status", "path", "reason", "key", "tokens", "atoms", "rows")
+    record: dict[str, object] = {name: getattr(report, name) for name in names}
+    alignments = None if files is None else {chain: str(path) for chain, path in files.items()}
+    return record | {"alignments": alignments}

@@ -1,0 +1,123 @@
+"""``megafold samples``, ``megafold fetch`` and ``megafold cache``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from megafold.data.errors import DataError
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands."""
+    samples = commands.add_parser("samples", help="list the bundled entries")
+    samples.set_defaults(func=_reports_errors(_samples))
+
+    fetch = commands.add_parser("fetch", help="download entries of the Protein Data Bank")
+    fetch.add_argument("ids", nargs="+", metavar="ID", help="PDB id, such as 1ubq")
+    fetch.add_argument("--out", default="structures", help="folder (default: structures)")
+    fetch.add_argument("--base-url", help="another server that has ID.cif.gz")
+    fetch.set_defaults(func=_reports_errors(_fetch))
+
+    cache = commands.add_parser("cache", help="features worked out ahead of training")
+    actions = cache.add_subparsers(required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="featurise structures; failures are listed, not fatal")
+    build.add_argument("structures", nargs="+", help="mmCIF or BinaryCIF files, or folders of them")
+    build.add_argument("--msa", metavar="ALIGNMENTS", help="folder of NAME_CHAIN.a3m[.gz]")
+    build.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
+    build.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    build.set_defaults(func=_reports_errors(_build))
+    doctor = actions.add_parser("doctor", help="say what is in a cache, what failed, what is stale")
+    doctor.add_argument("cache", help="the cache's folder")
+    doctor.set_defaults(func=_reports_errors(_doctor))
+
+
+def _reports_errors(
+    command: Callable[[argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    """Bad input is a sentence and exit status 2, not a traceback."""
+
+    @wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except DataError as error:
+            print(f"megafold: {error}", file=sys.stderr)
+            return 2
+
+    return run
+
+
+def _samples(arguments: argparse.Namespace) -> int:
+    from megafold.data.bundled import samples, samples_directory
+
+    rows = [("id", "tokens", "atoms", "chains", "alignments", "title")]
+    for s in samples():
+        numbers = (str(s.tokens), str(s.atoms), str(s.chains))
+        title = s.title if len(s.title) <= 60 else f"{s.title[:57]}..."
+        rows.append((s.id, *numbers, s.alignments or "-", title))
+    _print_table(rows)
+    print(f"\nin {samples_directory()}")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from megafold.data.download import RCSB, Unreachable, fetch
+
+    failed = 0
+    ids = tqdm(arguments.ids, unit="entry", disable=not sys.stderr.isatty())
+    for pdb_id in ids:
+        try:
+            path = fetch(pdb_id, arguments.out, base_url=arguments.base_url or RCSB)
+            tqdm.write(str(path))
+        except Unreachable:
+            raise
+        except DataError as error:
+            failed += 1
+            tqdm.write(f"megafold: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from megafold.data.building import build_cache, find_structures
+
+    total = len(find_structures(arguments.structures))
+    with tqdm(total=total, unit="entry", disable=not sys.stderr.isatty()) as bar:
+        report = build_cache(
+            arguments.structures,
+            arguments.out,
+            alignments=arguments.msa,
+            jobs=arguments.jobs,
+            progress=lambda entry: bar.update(),
+        )
+    print(report)
+    return 1 if report.failed else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from megafold.data.building import examine_cache
+
+    entries = examine_cache(arguments.cache)
+    rows = [("name", "status", "tokens", "atoms", "rows", "reason")]
+    for e in entries:
+        numbers = (str(n) if e.status == "ok" else "" for n in (e.tokens, e.atoms, e.rows))
+        rows.append((e.name, e.status, *numbers, e.reason))
+    _print_table(rows)
+    counts = {
+        status: sum(e.status == status for e in entries) for status in ("ok", "stale", "failed")
+    }
+    numbers = " + ".join(f"{number} {status}" for status, number in counts.items())
+    print(f"\n{len(entries)} structures = {numbers}")
+    return 0 if counts["ok"] == len(entries) else 1
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())

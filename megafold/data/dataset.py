@@ -1,0 +1,69 @@
+"""A cache as a torch dataset: entry -> crop -> batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from megafold.data.batch import Batch, make_batch
+from megafold.data.cache import Cache
+from megafold.data.cropping import crop
+from megafold.data.errors import DataError
+
+
+class CachedDataset(Dataset):
+    """One batch per structure. Use it with ``DataLoader(dataset, batch_size=None)``.
+
+    What is random (crop, rows of the alignment, placement of conformers) is drawn from a
+    generator seeded with (seed, epoch, index): the same three give the same batch, in any
+    worker and any order.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        crop_size: int,
+        *,
+        seed: int = 0,
+        msa_rows: int = 1024,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            cache: Where the features are.
+            crop_size: At most so many tokens.
+            seed: Of everything drawn.
+            msa_rows: At most so many rows. As in AlphaFold 3's training, their number is drawn
+                evenly from 1 to the depth of the alignment first.
+            names: Structures to use; all that the cache has if None.
+
+        Raises:
+            DataError: A name is not in the cache, or there is none.
+        """
+        self.cache = cache
+        self.names = list(cache.names if names is None else names)
+        if missing := sorted(set(self.names) - set(cache.names)):
+            raise DataError(f"{cache.folder}: no structure {', '.join(missing)}")
+        if not self.names:
+            raise DataError(f"{cache.folder}: the cache has no structure")
+        self.crop_size = crop_size
+        self.seed = seed
+        self.msa_rows = msa_rows
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw afresh; call it before the epoch's loop starts its workers."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):  # also ends a plain for loop over the dataset
+            raise IndexError(f"index {index} of {len(self)} structures")
+        generator = np.random.default_rng([self.seed, self.epoch, index])
+        features = crop(self.cache.load(self.names[index]), self.crop_size, generator=generator)
+        rows = int(generator.integers(1, len(features.msa) + 1))
+        return make_batch(features, generator=generator, msa_rows=min(rows, self.msa_rows))
