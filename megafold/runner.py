@@ -59,12 +59,13 @@ class Run:
         return f"{self.cells} cells in {self.seconds:.0f} s"
 
 
-def find(names: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
+def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
     """The notebooks of a folder in order, or those named: ``03`` or ``03_layer_norm_linear``.
 
     Raises:
         FileNotFoundError: the folder has no notebooks, or none of a name; says which there are.
     """
+    folder = folder or FOLDER
     known = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not known:
         raise FileNotFoundError(f"no notebooks in {folder}: run this from a checkout of MegaFold")

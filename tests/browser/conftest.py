@@ -15,9 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from megafold.viz.browser import find_browser
-from tests.browser.support import CHECKOUT, Traffic
-
-TOKEN = "only-for-this-test"
+from tests.browser.support import CHECKOUT, TOKEN, Traffic
 
 _FLAGS = [
     "--no-sandbox",

@@ -13,6 +13,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, R
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PICTURES = CHECKOUT / "outputs" / "browser"  # screenshots, for people to look at
+TOKEN = "only-for-this-test"  # JupyterLab's
 LOCAL = {"127.0.0.1", "localhost", ""}  # no host: file, data and blob
 
 

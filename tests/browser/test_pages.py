@@ -26,12 +26,14 @@ notebook.setup()
 go.Figure(go.Scatter(x=[1, 2, 3], y=[2, 1, 3])).show()
 price = "$5 and $6"
 price"""
+STRUCTURE = """from megafold import data, viz
+viz.show(data.read_structure(data.sample_path("1CRN")))"""
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     """The page of a notebook with prose, equations, a figure and a structure."""
-    cells = [new_markdown_cell(MATH), new_code_cell(FIGURE)]
+    cells = [new_markdown_cell(MATH), new_code_cell(FIGURE), new_code_cell(STRUCTURE)]
     path = tmp_path / "00_page.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     (done,) = runner.run([path], out=tmp_path / "out")
@@ -46,12 +48,16 @@ def test_an_exported_notebook_needs_no_network(
     figure = page.locator(".plotly-graph-div")
     figure.wait_for()
     page.locator("mjx-container svg").first.wait_for()
+    view = page.locator("canvas")
+    view.wait_for()
+    view.scroll_into_view_if_needed()
     keep_picture(page, "page")
 
     assert traffic.outside == []
     assert traffic.failed == []
     assert traffic.errors == []
     assert colours(figure) > 10
+    assert colours(view) > 100
     assert page.locator("mjx-container").count() == 2
     assert page.locator("mjx-merror").count() == 0
 

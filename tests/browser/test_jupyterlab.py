@@ -1,0 +1,51 @@
+"""A reader opens a notebook in JupyterLab and runs all of it, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from megafold import runner
+from tests.browser.support import TOKEN, Traffic, colours, keep_picture
+
+pytestmark = pytest.mark.browser
+
+NOTEBOOK = runner.FOLDER / "08_predict_and_view.ipynb"
+READY = "() => window.jupyterapp?.shell.currentWidget?.content?.model?.cells?.length > 0"
+RUN_ALL = """async () => {
+    const app = window.jupyterapp;
+    await app.shell.currentWidget.context.sessionContext.ready;
+    await app.commands.execute('notebook:run-all-cells');
+    return app.shell.currentWidget.content.model.toJSON();
+}"""
+
+
+def test_a_notebook_runs_and_shows_its_figures_and_structures(
+    jupyterlab: Callable[[Path], str], page: Page, traffic: Traffic
+) -> None:
+    address = jupyterlab(NOTEBOOK)
+    page.goto(f"{address}lab/tree/notebooks/{NOTEBOOK.name}?token={TOKEN}")
+    page.wait_for_function(READY, timeout=60_000)
+    ran = page.evaluate(RUN_ALL)
+
+    code = [cell for cell in ran["cells"] if cell["cell_type"] == "code" and cell["source"]]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [o for o in outputs if o["output_type"] == "error"] == []
+
+    figure = page.locator(".jp-RenderedPlotly").first
+    figure.hover()  # JupyterLab shows the still until the pointer comes
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    assert colours(figure) > 10
+    view = page.locator("canvas").first
+    view.scroll_into_view_if_needed()
+    keep_picture(page, "jupyterlab")
+    assert colours(view) > 100
+
+    assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+    assert page.get_by_text("Error displaying widget").count() == 0
+    assert traffic.outside == []
+    assert traffic.failed == []
