@@ -207,7 +207,7 @@ def _chain_styles(
 def _plain_style(chain_type: str, style: str, color: str) -> dict[str, Any]:
     if chain_type == LIGAND:
         return {
-            "stick": {"radius": 0.22, "color": color},
+            "stick": {"radius": 0.26, "color": color},
             "sphere": {"radius": 0.4, "color": color},
         }
     if style == "sticks":
@@ -219,7 +219,7 @@ def _ligand_style(residues: int, structure: Structure, chain: Chain, color: str)
     here = structure.layout.chain_id == chain.chain_id
     if int(here.sum()) == residues:  # ions: single atoms have no stick to show
         return {"sphere": {"scale": 0.5, "color": color}}
-    return {"stick": {"radius": 0.22, "colorscheme": _scheme(color)}}
+    return {"stick": {"radius": 0.26, "colorscheme": _scheme(color)}}
 
 
 def _scheme(carbon: str) -> dict[str, Any]:

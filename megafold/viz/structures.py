@@ -16,6 +16,7 @@ from megafold.viz import browser, scene, theme, viewer
 WIDTH, HEIGHT = 680, 400
 LEGEND = 10  # entries shown
 FRAME_INTERVAL = 150  # milliseconds
+REPEATS = 3  # of an animation
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class StructureView:
     def _ipython_display_(self) -> None:
         viewer.publish_library()
         has_still = browser.find_browser() is not None
+        still = self.still() if has_still else b""  # draws the view once, under another id
+        body = viewer.view_html(self.view, hides_still=has_still)
+        display(HTML(viewer.legend_html(self.view, self.legend_html())))
         if has_still:
-            display(Image(self.still(), width=WIDTH, height=HEIGHT))
+            display(Image(still, width=WIDTH, height=HEIGHT))
         else:
             print(f"{self.title}: no still image of this view, because no browser was found")
-        display(HTML(viewer.view_html(self.view, self.legend_html(), hides_still=has_still)))
+        display(HTML(body))
 
 
 def show(
@@ -103,10 +107,10 @@ def structure_view(
 
 
 def show_frames(structure: Structure, frames: np.ndarray) -> None:
-    """Display frames as an endless animation; the still shows the last one.
+    """Display frames as an animation that runs three times and ends on the last one.
 
     The backbone is a trace, one point per residue, because early frames of a sampler hold no
-    chain together. Use ``viz.frame_browser`` to stop and look.
+    chain together. ``viz.frame_browser`` stops where you want to look.
 
     Args:
         structure: whose layout names the atoms; its own coordinates are not shown.
@@ -132,7 +136,7 @@ def frames_view(structure: Structure, frames: np.ndarray) -> StructureView:
         _add(each, layer, 0)
         aim(each, {"": last}, (centre, rotation))
     view.getModel(0).setCoordinates(turned[:, rows].round(1).tolist(), "array")
-    view.animate({"loop": "forward", "interval": FRAME_INTERVAL})
+    view.animate({"loop": "forward", "interval": FRAME_INTERVAL, "reps": REPEATS})
     title = f"{structure.name}, {len(frames)} frames"
     return StructureView(view, title, _chain_legend(structure, colors), (), poster)
 

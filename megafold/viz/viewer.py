@@ -24,8 +24,9 @@ _NOTE = (
     "The view that can be turned is not loaded here: run this notebook from its first cell, "
     "or trust it."
 )
-# Loaded instead of a copy on the network where 3Dmol.js has not been published.
-_NOTHING = "data:text/javascript,"
+# In place of a copy on the network, where 3Dmol.js has not been published: it never loads, and
+# the view goes on waiting for the library.
+_NOTHING = "about:invalid"
 
 _published: tuple[str, int] | None = None
 
@@ -38,17 +39,18 @@ def library() -> str:
     """
     source = files("megafold.viz").joinpath("static/3Dmol-min.js").read_bytes()
     packed = base64.b64encode(gzip.compress(source, mtime=0)).decode("ascii")
-    return f"<script>{_LOAD % packed}</script>"
+    return _script(_LOAD % packed)
 
 
 # The function hides module loaders, which some exported pages carry and which would swallow
 # the library.
-_LOAD = """if (typeof $3Dmolpromise === 'undefined') window.$3Dmolpromise = (async () => {
+_LOAD = """window.$3Dmolloading = window.$3Dmolloading || (async () => {
   const packed = Uint8Array.from(atob('%s'), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
   const source = await new Response(stream).text();
   new Function('exports', 'module', 'define', source).call(window);
-})();"""
+})();
+window.$3Dmolpromise = window.$3Dmolloading;"""
 
 
 def publish_library() -> None:
@@ -69,17 +71,28 @@ def new_view(width: int, height: int) -> py3Dmol.view:
     return py3Dmol.view(width=width, height=height, js=_NOTHING)
 
 
-def view_html(view: py3Dmol.view, legend: str = "", *, hides_still: bool = False) -> str:
+def legend_html(view: py3Dmol.view, legend: str) -> str:
+    """What stands above the view; ``update_html`` finds it again. After :func:`view_html`."""
+    return f'<div id="legend_{view.uniqueid}">{legend}</div>'
+
+
+def view_html(view: py3Dmol.view, *, hides_still: bool = False) -> str:
     """The view as HTML, to follow ``library()`` somewhere on the same page.
+
+    Until the library is there, the view is a note of one line, not an empty box.
 
     Args:
         view: what to draw.
-        legend: HTML to stand above it.
         hides_still: a still stands in the output just before; hide it once the view is drawn.
     """
-    html = re.sub(r"<p id=.*?</p>", f"<p>{_NOTE}</p>", view.write_html(), count=1, flags=re.S)
-    above = f'<div id="legend_{view.uniqueid}">{legend}</div>'
-    return f"{above}{html}<script>{_started(view.uniqueid, hides_still)}</script>"
+    html = view.write_html()
+    match = _CONTAINER.match(html)
+    if match is None:
+        raise RuntimeError(f"py3Dmol's HTML begins otherwise than expected: {html[:200]}")
+    box, height = match["box"], match["height"]
+    opening = f'<div id="{box}" style="position: relative; width: {match["width"]}">'
+    scripts = _script(_OPEN % (box, height, "true" if hides_still else "false"))
+    return f"{opening}<p>{_NOTE}</p></div>{scripts}{html[match.end() :]}"
 
 
 def update_html(view: py3Dmol.view, legend: str, shown: py3Dmol.view) -> str:
@@ -90,11 +103,11 @@ def update_html(view: py3Dmol.view, legend: str, shown: py3Dmol.view) -> str:
     name = f"viewer_{shown.uniqueid}"
     commands = view.updatejs.replace("viewer_UNIQUEID", name)
     text = json.dumps(legend).replace("</", "<\\/")
-    return (
-        "<script>$3Dmolpromise.then(function () {"
+    return _script(
+        "$3Dmolpromise.then(function () {"
         f"if (typeof {name} === 'undefined') return; {name}.removeAllModels();\n"
         f"{commands}\n{name}.render();"
-        f"document.getElementById('legend_{shown.uniqueid}').innerHTML = {text}; }});</script>"
+        f"document.getElementById('legend_{shown.uniqueid}').innerHTML = {text}; }});"
     )
 
 
@@ -104,17 +117,22 @@ def page(view: py3Dmol.view) -> str:
     return f'<!doctype html><meta charset="utf-8"><body style="margin:0">{body}</body>'
 
 
-def _started(uniqueid: str, hides_still: bool) -> str:
-    """Script that takes away what stands in for the view once the view is there."""
-    hide = (
-        "var here = box.closest('.jp-OutputArea-child');"
-        "var still = here && here.previousElementSibling;"
-        "if (still && still.querySelector('img')) still.style.display = 'none';"
-    )
-    return (
-        "$3Dmolpromise.then(function () { if (typeof $3Dmol === 'undefined') return;"
-        f"var box = document.getElementById('3dmolviewer_{uniqueid}'); if (!box) return;"
-        "var note = box.querySelector('p'); if (note) note.remove();"
-        f"{hide if hides_still else ''}"
-        "});"
-    )
+def _script(code: str) -> str:
+    return f"<script>{code}</script>"
+
+
+# The container that py3Dmol writes, with its warning in a paragraph.
+_CONTAINER = re.compile(
+    r'<div id="(?P<box>\w+)"\s+style="position: relative; width: (?P<width>\w+); '
+    r'height: (?P<height>\w+);">\s*<p .*?</p>\s*</div>',
+    re.DOTALL,
+)
+# Runs before py3Dmol's script: makes room for the view and takes away what stands in for it.
+_OPEN = """if (typeof $3Dmolpromise !== 'undefined') $3Dmolpromise.then(function () {
+  var box = document.getElementById('%s');
+  if (!box) return;
+  box.style.height = '%s';
+  box.replaceChildren();
+  var here = box.closest('.jp-OutputArea-child'), still = here && here.previousElementSibling;
+  if (%s && still && still.querySelector('img')) still.style.display = 'none';
+});"""
