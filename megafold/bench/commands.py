@@ -22,7 +22,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--scale", choices=("small", "full"), help="registered shapes (default: full on a GPU)"
     )
-    parser.add_argument("--impl", nargs="+", default=None, help="implementations (default: all)")
+    parser.add_argument(
+        "--impl",
+        nargs="+",
+        default=None,
+        help="implementations (default: every one of the operator)",
+    )
     parser.add_argument("--direction", nargs="+", choices=("forward", "full"), default=None)
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the first GPU, else cpu)")
@@ -59,8 +64,7 @@ def _measure(args: argparse.Namespace) -> int:
             chosen = [cases.case(args.op[0], args.shape)]
         else:
             raise ValueError("--shape needs exactly one operator")
-        impls = args.impl or tuple(peers.PEERS)
-        unknown = sorted(set(impls) - set(peers.PEERS))
+        unknown = sorted(set(args.impl or ()) - set(peers.PEERS))
         if unknown:
             raise ValueError(f"unknown implementation {unknown}; choose from {list(peers.PEERS)}")
     except ValueError as error:
@@ -72,7 +76,7 @@ def _measure(args: argparse.Namespace) -> int:
           f"{'quartiles':>19} {'peak MB':>9} {'error':>8}")  # fmt: skip
     measured, failed = [], 0
     directions = args.direction or cases.DIRECTIONS
-    for outcome in run(chosen, impls, directions, device, dtype, seconds=args.seconds):
+    for outcome in run(chosen, args.impl, directions, device, dtype, seconds=args.seconds):
         print(_line(outcome), flush=True)
         failed += outcome.failed
         if outcome.record:

@@ -13,10 +13,10 @@ from megafold.bench.cases import Case, Inputs
 
 
 class Unavailable(Exception):
-    """This implementation does not exist for this case on this device; says why."""
+    """This implementation does not compute this operator."""
 
 
-def implementation(name: str, case: Case, device: torch.device) -> Function:
+def implementation(name: str, case: Case) -> Function:
     """The function from inputs to output that the implementation ``name`` runs.
 
     Args:
@@ -27,27 +27,27 @@ def implementation(name: str, case: Case, device: torch.device) -> Function:
 
     Raises:
         ValueError: unknown name.
-        Unavailable: there is none for this operator or device.
+        Unavailable: it does not compute this operator.
     """
     if name not in PEERS:
         raise ValueError(f"unknown implementation {name!r}; choose one of {tuple(PEERS)}")
-    return PEERS[name](case, device)
+    return PEERS[name](case)
 
 
-def _megafold(case: Case, device: torch.device) -> Function:
+def _megafold(case: Case) -> Function:
     return case.run
 
 
-def _eager(case: Case, device: torch.device) -> Function:
+def _eager(case: Case) -> Function:
     return case.run_reference
 
 
-def _compile(case: Case, device: torch.device) -> Function:
+def _compile(case: Case) -> Function:
     torch.compiler.reset()  # each case is compiled for its own shapes
     return torch.compile(case.run_reference, dynamic=False)
 
 
-def _sdpa(case: Case, device: torch.device) -> Function:
+def _sdpa(case: Case) -> Function:
     if case.op != "evo_attention":
         raise Unavailable(f"scaled_dot_product_attention does not compute {case.op}")
 
@@ -63,11 +63,9 @@ def _sdpa(case: Case, device: torch.device) -> Function:
     return run
 
 
-def _flex(case: Case, device: torch.device) -> Function:
+def _flex(case: Case) -> Function:
     if case.op != "evo_attention":
         raise Unavailable(f"FlexAttention does not compute {case.op}")
-    if device.type == "cpu":
-        raise Unavailable("FlexAttention has no backward pass on the CPU")
     from torch.nn.attention.flex_attention import flex_attention
 
     torch.compiler.reset()
@@ -88,13 +86,18 @@ def _flex(case: Case, device: torch.device) -> Function:
     return run
 
 
-PEERS: dict[str, Callable[[Case, torch.device], Function]] = {
+PEERS: dict[str, Callable[[Case], Function]] = {
     "megafold": _megafold,
     "eager": _eager,
     "compile": _compile,
     "sdpa": _sdpa,
     "flex": _flex,
 }
+
+
+def peers_of(op: str) -> tuple[str, ...]:
+    """The implementations that compute an operator, by name."""
+    return tuple(PEERS) if op == "evo_attention" else ("megafold", "eager", "compile")
 
 
 def backend_in_force(case: Case, inputs: Inputs) -> ops.Choice:

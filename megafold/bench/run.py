@@ -28,7 +28,7 @@ class Outcome:
 
 def run(
     cases: Iterable[Case],
-    impls: Iterable[str],
+    impls: Iterable[str] | None,
     directions: Iterable[str],
     device: torch.device | str,
     dtype: torch.dtype,
@@ -40,13 +40,14 @@ def run(
     All rows carry one date.
 
     Args:
+        impls: names in ``peers.PEERS``; None for all that compute the operator.
         seconds: how long to repeat each call.
     """
     device = torch.device(device)
-    impls, directions = tuple(impls), tuple(directions)
+    impls, directions = None if impls is None else tuple(impls), tuple(directions)
     around = environment(device)
     for case in cases:
-        for impl in impls:
+        for impl in peers.peers_of(case.op) if impls is None else impls:
             for direction in directions:
                 yield _outcome(case, impl, direction, device, dtype, seconds, around)
 
@@ -67,10 +68,11 @@ def measure_case(
     this direction.
 
     Raises:
-        peers.Unavailable: there is no such implementation for this case and device.
+        peers.Unavailable: the implementation does not compute this operator.
+        NotImplementedError: the implementation says that it cannot run this on this device.
     """
     device = torch.device(device)
-    function = peers.implementation(impl, case, device)
+    function = peers.implementation(impl, case)
     generator = torch.Generator().manual_seed(SEED)
     inputs = case.make_inputs(device, dtype, generator)
     grad = None
@@ -108,8 +110,8 @@ def _outcome(
 ) -> Outcome:
     try:
         record = measure_case(case, impl, direction, device, dtype, seconds=seconds, around=around)
-    except peers.Unavailable as reason:
-        return Outcome(case, impl, direction, None, str(reason))
+    except (peers.Unavailable, NotImplementedError) as reason:
+        return Outcome(case, impl, direction, None, str(reason).strip().splitlines()[0])
     except Exception as error:  # whatever a peer raises is what there is to report
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         return Outcome(case, impl, direction, None, reason, failed=True)

@@ -11,17 +11,21 @@ def check_floats(
     operator: str,
     required: dict[str, torch.Tensor],
     optional: dict[str, torch.Tensor | None] | None = None,
+    fp32: tuple[str, ...] = (),
 ) -> None:
     """Require tensors on one device, of one floating dtype; the optional ones may be None.
 
     Under ``torch.autocast`` dtypes may differ, as they may for PyTorch's own operations.
 
+    Args:
+        fp32: names of arguments that may be fp32 beside any other dtype.
+
     Raises:
         TypeError: an argument is not a tensor, not floating, or its dtype differs.
         ValueError: the arguments are on different devices.
     """
-    first_name, first = "", None
     given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    first_name, first = "", None
     for name, tensor in {**required, **given}.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
@@ -29,17 +33,23 @@ def check_floats(
             raise TypeError(f"{operator}: {name} must be floating point, got {tensor.dtype}")
         if first is None:
             first_name, first = name, tensor
-            autocast = torch.is_autocast_enabled(tensor.device.type)
             continue
         if tensor.device != first.device:
             raise ValueError(
                 f"{operator}: {name} is on {tensor.device}, but {first_name} is on {first.device}"
             )
-        if tensor.dtype != first.dtype and not autocast:
+        if tensor.dtype == first.dtype or (name in fp32 and tensor.dtype == torch.float32):
+            continue
+        if not _autocast_enabled(first.device.type):
             raise TypeError(
                 f"{operator}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}; "
                 "give one dtype, or run under torch.autocast"
             )
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    available = torch.amp.autocast_mode.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
 
 
 def check_mask(operator: str, mask: torch.Tensor, like: torch.Tensor) -> None:

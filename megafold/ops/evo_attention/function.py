@@ -62,7 +62,7 @@ def check(
     scale: float | None = None,
 ) -> None:
     """Raise TypeError or ValueError where the arguments are not a valid call."""
-    check_floats(NAME, {"q": q, "k": k, "v": v})
+    check_floats(NAME, {"q": q, "k": k, "v": v}, {"pair_bias": pair_bias}, fp32=("pair_bias",))
     if q.dim() != 5 or q.shape[-1] == 0:
         raise ValueError(f"{NAME}: q has shape {tuple(q.shape)}, expected [B, S, Nq, H, D], D > 0")
     batch, rows, queries, heads, width = q.shape
@@ -87,11 +87,6 @@ def check(
                 f"({batch} or 1, {rows} or 1, {keys}) for {described('q', q)}"
             )
     if pair_bias is not None:
-        check_floats(NAME, {"pair_bias": pair_bias})
-        if pair_bias.dtype != torch.float32:  # a bias in fp32 goes with every dtype
-            check_floats(NAME, {"q": q, "pair_bias": pair_bias})
-        elif pair_bias.device != q.device:
-            raise ValueError(f"{NAME}: pair_bias is on {pair_bias.device}, but q is on {q.device}")
         if pair_bias.dim() != 4 or not (
             pair_bias.shape[0] in (batch, 1) and pair_bias.shape[1:] == (heads, queries, keys)
         ):

@@ -1,0 +1,48 @@
+"""The rule that every implementation of every operator is held to.
+
+The error against the equation in fp64 is at most 1.5 times the error of PyTorch eager in the
+same dtype, for the output and for every gradient (and the largest single error at most 3 times,
+so that one bad element cannot hide in the mean). The factors stand in
+``megafold.bench.accuracy``, where notebooks and benchmarks read them too.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from megafold.bench import accuracy
+from megafold.bench.cases import Case, Inputs
+
+
+def assert_accurate(
+    candidate: accuracy.Results, eager: accuracy.Results, exact: accuracy.Results
+) -> None:
+    """Fail, naming every result that breaks the rule."""
+    broken = [c for c in accuracy.compare(candidate, eager, exact) if not c.passes]
+    assert not broken, "\n" + "\n".join(
+        f"{c.result}: error {c.error:.2e}, eager {c.eager_error:.2e}; "
+        f"largest {c.largest:.2e}, eager {c.eager_largest:.2e}"
+        for c in broken
+    )
+
+
+def assert_case_accurate(
+    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+) -> None:
+    """Hold the implementation in force to the rule, on random inputs of ``case``."""
+    inputs, grad = draw(case, dtype, device, seed)
+    assert_accurate(
+        accuracy.results(case.run, inputs, grad),
+        accuracy.results(case.run_reference, inputs, grad),
+        accuracy.exact_results(case, inputs, grad),
+    )
+
+
+def draw(
+    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+) -> tuple[Inputs, torch.Tensor]:
+    """Random inputs of a case and a random gradient of its output."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = case.make_inputs(device, dtype, generator)
+    grad = torch.randn(case.output_shape, generator=generator).to(device, dtype)
+    return inputs, grad

@@ -1,0 +1,87 @@
+"""The equations once more, written out by hand: what the references are compared with."""
+
+from __future__ import annotations
+
+import torch
+
+
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
+    """Layer normalisation over the last dimension, from its definition."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    normalised = centred / (variance + eps).sqrt()
+    if weight is not None:
+        normalised = normalised * weight
+    return normalised if bias is None else normalised + bias
+
+
+def evo_attention(q, k, v, mask=None, pair_bias=None, scale=None):
+    """Attention with a pair bias; exponentials of allowed keys over their sum."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = scale * torch.einsum("bsihd,bsjhd->bshij", q, k)
+    if pair_bias is not None:
+        logits = logits + pair_bias.unsqueeze(1)
+    allowed = torch.ones_like(logits)
+    if mask is not None:
+        allowed = allowed * mask[:, :, None, None, :]
+    terms = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True)) * allowed
+    total = terms.sum(dim=-1, keepdim=True)
+    weights = terms / total.where(total > 0, torch.ones_like(total))
+    return torch.einsum("bshij,bsjhd->bsihd", weights, v)
+
+
+def layer_norm_linear(x, norm_weight, norm_bias, weight, bias=None, eps=1e-5):
+    """A linear layer of the normalised x."""
+    out = torch.einsum("...c,oc->...o", layer_norm(x, norm_weight, norm_bias, eps), weight)
+    return out if bias is None else out + bias
+
+
+def transition(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps=1e-5):
+    """Algorithm 11."""
+    n = layer_norm(x, norm_weight, norm_bias, eps)
+    gate = torch.einsum("...c,hc->...h", n, weight_gate)
+    value = torch.einsum("...c,hc->...h", n, weight_value)
+    swish = gate / (1 + torch.exp(-gate))
+    return torch.einsum("...h,ch->...c", swish * value, weight_out)
+
+
+def triangle_multiplication(
+    z,
+    mask,
+    norm_in_weight,
+    norm_in_bias,
+    p_in_weight,
+    g_in_weight,
+    norm_out_weight,
+    norm_out_bias,
+    p_out_weight,
+    g_out_weight,
+    outgoing=True,
+    eps=1e-5,
+):
+    """Algorithms 12 and 13, a and b from their own halves of the weights."""
+    c = z.shape[-1]
+    n = layer_norm(z, norm_in_weight, norm_in_bias, eps)
+
+    def gated(p, g):
+        return torch.sigmoid(n @ g.T) * (n @ p.T)
+
+    a = gated(p_in_weight[:c], g_in_weight[:c])
+    b = gated(p_in_weight[c:], g_in_weight[c:])
+    if mask is not None:
+        a, b = (t.where(mask.unsqueeze(-1), torch.zeros_like(t)) for t in (a, b))
+    if outgoing:
+        update = (a.unsqueeze(2) * b.unsqueeze(1)).sum(dim=3)  # [B, i, j, k, C]
+    else:
+        update = (a.unsqueeze(3) * b.unsqueeze(2)).sum(dim=1)  # [B, k, i, j, C]
+    update = layer_norm(update, norm_out_weight, norm_out_bias, eps)
+    return torch.sigmoid(n @ g_out_weight.T) * (update @ p_out_weight.T)
+
+
+def adaptive_layer_norm(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps=1e-5):
+    """Algorithm 26."""
+    n = layer_norm(s, norm_weight_s, None, eps)
+    gate = n @ weight_gate.T
+    if bias_gate is not None:
+        gate = gate + bias_gate
+    return torch.sigmoid(gate) * layer_norm(a, eps=eps) + n @ weight_shift.T

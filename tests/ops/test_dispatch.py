@@ -1,0 +1,155 @@
+"""Which implementation runs: the switch, the explanation, the refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from megafold import ops
+from megafold.bench import cases
+from megafold.ops import dispatch
+from tests.numerics import draw
+
+ATTENTION = cases.case("evo_attention", "B1 S2 N3 H1 D8")
+TRANSITION = cases.case("transition", "M3 C8 H16")
+
+
+def inputs_of(case, dtype=torch.float32):
+    return draw(case, dtype)[0]
+
+
+def test_auto_is_the_default_and_use_is_undone():
+    assert ops.backend() == "auto"
+    with ops.use("torch"):
+        assert ops.backend() == "torch"
+        with ops.use("triton"):
+            assert ops.backend() == "triton"
+        assert ops.backend() == "torch"
+    assert ops.backend() == "auto"
+
+
+def test_use_is_undone_after_an_error():
+    with pytest.raises(KeyError), ops.use("torch"):
+        raise KeyError
+    assert ops.backend() == "auto"
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match=r"'cuda'; choose one of \('auto', 'torch', 'triton'\)"):
+        ops.use("cuda").__enter__()
+
+
+def test_use_holds_in_its_own_thread_only():
+    seen = []
+    with ops.use("torch"):
+        thread = threading.Thread(target=lambda: seen.append(ops.backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_use_holds_in_its_own_asyncio_task_only():
+    async def task(backend):
+        with ops.use(backend):
+            await asyncio.sleep(0)
+            return ops.backend()
+
+    async def both():
+        return await asyncio.gather(task("torch"), task("triton"))
+
+    assert asyncio.run(both()) == ["torch", "triton"]
+
+
+@pytest.mark.parametrize("op", sorted(dispatch.REGISTRY))
+def test_explicit_triton_never_runs_something_else(op):
+    case = cases.registered(op)[0]
+    inputs = inputs_of(case)
+    if dispatch.REGISTRY[op].kernels is None:
+        with (
+            ops.use("triton"),
+            pytest.raises(NotImplementedError, match=f"{op} has no Triton kernel"),
+        ):
+            case.run(inputs)
+    else:
+        with ops.use("triton"):
+            assert ops.explain(op, **inputs, **case.options).implementation == "triton"
+
+
+def test_auto_takes_pytorch_where_there_is_no_kernel_and_says_so():
+    choice = ops.explain("evo_attention", **inputs_of(ATTENTION))
+    assert choice.implementation == "torch"
+    assert str(choice) == "evo_attention: torch (evo_attention has no Triton kernel yet)"
+
+
+def test_auto_takes_pytorch_on_the_cpu_and_says_so():
+    choice = ops.explain(ops.transition, **inputs_of(TRANSITION))
+    assert choice.implementation == "torch"
+    assert "on the CPU" in choice.reason or "TRITON_INTERPRET" in choice.reason
+
+
+@pytest.mark.gpu
+def test_auto_takes_triton_on_a_gpu():
+    inputs = {name: t.cuda() for name, t in inputs_of(TRANSITION).items()}
+    assert ops.explain("transition", **inputs).implementation == "triton"
+
+
+def test_auto_takes_pytorch_for_fp64_and_explicit_triton_refuses_it():
+    inputs = inputs_of(TRANSITION, torch.float64)
+    assert ops.explain("transition", **inputs).implementation == "torch"
+    with ops.use("triton"), pytest.raises(TypeError, match=r"not torch\.float64"):
+        ops.transition(**inputs)
+
+
+def test_explicit_torch_runs_torch():
+    with ops.use("torch"):
+        choice = ops.explain("transition", **inputs_of(TRANSITION))
+    assert (choice.implementation, choice.reason) == ("torch", 'use("torch") asks for it')
+
+
+def test_explicit_triton_without_a_gpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with ops.use("triton"), pytest.raises(RuntimeError, match="its input is on cpu: Triton needs"):
+        ops.transition(**inputs_of(TRANSITION))
+
+
+def test_explain_refuses_what_the_call_would_refuse():
+    inputs = inputs_of(TRANSITION)
+    with pytest.raises(ValueError, match="weight_out has shape"):
+        ops.explain("transition", **{**inputs, "weight_out": inputs["weight_out"].T})
+    with pytest.raises(ValueError, match="unknown operator 'softmax'; choose one of"):
+        ops.explain("softmax", inputs["x"])
+
+
+def test_explain_computes_nothing():
+    inputs = {name: t.to("meta") for name, t in inputs_of(ATTENTION).items()}
+    assert ops.explain("evo_attention", **inputs).implementation == "torch"
+
+
+def test_compiled_code_follows_the_switch():
+    inputs = inputs_of(TRANSITION)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(TRANSITION.run, backend=counter, fullgraph=True)
+    compiled(inputs)
+    compiled(inputs)
+    assert counter.frame_count == 1
+    with ops.use("triton"):
+        compiled(inputs)
+    assert counter.frame_count == 2  # compiled again, for the other implementation
+
+
+def test_use_inside_compiled_code_is_honoured():
+    inputs = inputs_of(TRANSITION)
+
+    def run(inputs):
+        with ops.use("triton"):
+            return TRANSITION.run(inputs)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(inputs), run(inputs))
+    assert ops.backend() == "auto"
