@@ -138,7 +138,8 @@ def pad_batch(batch: Batch, tokens: int, atoms: int) -> Batch:
     """The same batch with ``tokens`` tokens and ``atoms`` atoms, for static shapes.
 
     What is added stands at the end, is zero, and is False in every mask. Padding atoms
-    belong to the last token, so that ``atom_to_token`` never decreases.
+    belong to the last token, so that ``atom_to_token`` never decreases, and to a reference
+    space of their own (-1).
 
     Raises:
         ValueError: The batch is larger than asked for.
@@ -158,6 +159,7 @@ def pad_batch(batch: Batch, tokens: int, atoms: int) -> Batch:
             widths[2 * (value.dim() - 1 - dim) + 1] = extra
         padded[name] = torch.nn.functional.pad(value, widths)
     padded["atom_to_token"][batch.num_atoms :] = tokens - 1
+    padded["ref_space_uid"][batch.num_atoms :] = -1
     return replace(batch, **padded)
 
 

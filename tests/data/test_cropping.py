@@ -1,0 +1,106 @@
+"""Crops: size, order, whole tokens, neighbourhood."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from megafold.data import crop
+from megafold.data.cropping import METHODS, contiguous_crop, interface_crop, spatial_crop
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("size", [1, 17, 64])
+def test_a_crop_has_the_size_asked_for_and_keeps_the_order(method, size, features_of) -> None:
+    f = features_of("102M")
+    for seed in range(5):
+        rows = METHODS[method](f, size, np.random.default_rng(seed))
+        assert len(rows) == size
+        assert (np.diff(rows) > 0).all()
+
+
+def test_a_structure_that_fits_is_left_as_it_is(features_of) -> None:
+    f = features_of("1CRN")
+    assert crop(f, 46, generator=np.random.default_rng(0)) is f
+
+
+def test_the_same_seed_gives_the_same_crop(features_of) -> None:
+    f = features_of("5UGO")
+    one, two, other = (
+        crop(f, 100, generator=np.random.default_rng(seed)).token_index for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_a_contiguous_crop_is_one_run_of_each_chain(features_of) -> None:
+    f = features_of("5UGO")
+    for seed in range(20):
+        rows = contiguous_crop(f, 120, np.random.default_rng(seed))
+        for chain in np.unique(f.asym_id[rows]):
+            run = rows[f.asym_id[rows] == chain]
+            assert (np.diff(run) == 1).all()
+
+
+def test_a_contiguous_crop_reaches_every_token(features_of) -> None:
+    f = features_of("1A8O")
+    seen = np.zeros(f.num_tokens, dtype=bool)
+    for seed in range(200):
+        seen[contiguous_crop(f, 40, np.random.default_rng(seed))] = True
+    assert seen.all()
+
+
+def test_a_spatial_crop_is_a_ball_around_one_token(features_of) -> None:
+    f = features_of("1A8O")
+    centres = f.positions[f.center_atom]
+    rows = spatial_crop(f, 30, np.random.default_rng(0))
+    inside = np.zeros(f.num_tokens, dtype=bool)
+    inside[rows] = True
+    distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    balls = [distance[middle, inside].max() <= distance[middle, ~inside].min() for middle in rows]
+    assert any(balls)
+
+
+def test_a_spatial_crop_has_no_unresolved_centre(features_of) -> None:
+    f = features_of("2XHE")
+    for seed in range(10):
+        rows = spatial_crop(f, 200, np.random.default_rng(seed))
+        assert f.resolved[f.center_atom[rows]].all()
+
+
+def test_an_interface_crop_has_two_chains(features_of) -> None:
+    f = features_of("2XHE")
+    for seed in range(10):
+        rows = interface_crop(f, 60, np.random.default_rng(seed))
+        assert len(np.unique(f.asym_id[rows])) == 2
+
+
+def test_without_an_interface_the_crop_is_spatial(features_of) -> None:
+    f = features_of("1EMA")
+    np.testing.assert_array_equal(
+        interface_crop(f, 50, np.random.default_rng(3)),
+        spatial_crop(f, 50, np.random.default_rng(3)),
+    )
+
+
+def test_methods_are_drawn_as_often_as_in_alphafold_3(features_of, monkeypatch) -> None:
+    f, drawn = features_of("1A8O"), Counter()
+    for name in METHODS:
+
+        def note(features, size, generator, name=name):
+            drawn[name] += 1
+            return np.arange(size)
+
+        monkeypatch.setitem(METHODS, name, note)
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        crop(f, 10, generator=generator)
+    share = {name: count / 2000 for name, count in drawn.items()}
+    assert share == pytest.approx({"contiguous": 0.2, "spatial": 0.4, "interface": 0.4}, abs=0.04)
+
+
+def test_a_size_below_one_is_refused(features_of) -> None:
+    with pytest.raises(ValueError, match="size is 0"):
+        crop(features_of("1CRN"), 0, generator=np.random.default_rng(0))
