@@ -41,14 +41,18 @@ def weighted_rigid_align(
     """Algorithm 28: ``mobile`` moved rigidly onto ``target``; mirror images are not allowed.
 
     mobile and target ``[S, A, 3]``, weight ``[A]``, zero where an atom does not count.
-    Carries no gradient. Float32 whatever the input.
+    Carries no gradient. Float32 whatever the input. Raises ``FloatingPointError`` for
+    coordinates that are not finite.
     """
     mobile, target, weight = mobile.float(), target.float(), weight.float()[:, None]
     total = weight.sum().clamp(min=1e-8)
     mean_m = (mobile * weight).sum(-2, keepdim=True) / total
     mean_t = (target * weight).sum(-2, keepdim=True) / total
     covariance = ((target - mean_t) * weight).transpose(-1, -2) @ (mobile - mean_m)
-    u, _, vh = torch.linalg.svd(covariance)
+    try:
+        u, _, vh = torch.linalg.svd(covariance)
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError("cannot superpose coordinates that are not finite") from error
     # A reflection would fit better than any rotation: flip the least important axis.
     flip = torch.ones_like(u[..., 0])
     flip[..., 2] = torch.linalg.det(u @ vh).sign()

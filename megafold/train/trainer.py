@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from megafold.data.batch import Batch
-from megafold.model import AlphaFold3, training_loss
+from megafold.model import AlphaFold3, Losses, training_loss
 from megafold.model.losses import NoiseWeighting
 
 
@@ -85,25 +85,31 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        losses = training_loss(
-            self.model,
-            batch,
-            generator=self.generator,
-            noise_weighting=self.config.noise_weighting,
-        )
-        values = losses.as_floats()
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the {name} loss is {value} at step {step}")
+        losses = self._finite_losses(batch, step)
         losses.total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm} at step {step}")
         self._optimizer.step()
         self._update_average(step)
-        record = StepRecord(step, values, norm, rate, time.perf_counter() - start)
+        record = StepRecord(step, losses.as_floats(), norm, rate, time.perf_counter() - start)
         self.history.append(record)
         return record
+
+    def _finite_losses(self, batch: Batch, step: int) -> Losses:
+        try:
+            losses = training_loss(
+                self.model,
+                batch,
+                generator=self.generator,
+                noise_weighting=self.config.noise_weighting,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} (at step {step})") from error
+        for name, value in losses.as_floats().items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {name} loss is {value} at step {step}")
+        return losses
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:

@@ -1,0 +1,44 @@
+"""A real peptide and a small model, the same for every test of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megafold import data
+from megafold.data.batch import Batch
+from megafold.model import AlphaFold3
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """1AS5, a conotoxin with modified residues, given a bond and a template."""
+    batch = data.example_batch("1AS5")
+    n = batch.num_tokens
+    generator = torch.Generator().manual_seed(0)
+    some = torch.rand(1, n, generator=generator) < 0.8
+    bonds = torch.zeros_like(batch.token_bonds)
+    bonds[0, 16] = bonds[16, 0] = True
+    return dataclasses.replace(
+        batch,
+        token_bonds=bonds,
+        template_mask=torch.ones(1, dtype=torch.bool),
+        template_restype=batch.restype[None],
+        template_pseudo_beta_mask=some,
+        template_backbone_frame_mask=some,
+        template_distogram=torch.randint(0, 39, (1, n, n), generator=generator),
+        template_unit_vector=torch.randn(1, n, n, 3, generator=generator),
+    )
+
+
+@pytest.fixture
+def model() -> AlphaFold3:
+    """The tiny model with every parameter moved off its initial zeros."""
+    torch.manual_seed(0)
+    model = AlphaFold3.from_name("tiny")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval()

@@ -1,0 +1,112 @@
+"""The losses: what they are zero for, what they ignore, what they agree with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from megafold.geometry import random_rotations
+from megafold.model import losses
+from megafold.model.heads import distance_breaks
+from tests.model.seeds import seeded
+
+
+def moved(x: torch.Tensor) -> torch.Tensor:
+    rotation = random_rotations(1, seeded())
+    return x @ rotation.transpose(-1, -2) + torch.tensor([5.0, -3.0, 8.0])
+
+
+def test_the_aligned_error_of_a_moved_truth_is_zero_and_of_its_mirror_image_is_not(batch):
+    x = batch.positions[None]
+    torch.testing.assert_close(
+        losses.aligned_mse(moved(x), x, batch), torch.zeros(1), atol=1e-6, rtol=0
+    )
+    assert losses.aligned_mse(moved(-x), x, batch) > 1.0
+
+
+def test_ligand_and_nucleic_atoms_weigh_more(batch):
+    # A shift that superposition cannot undo: breathe about the centre.
+    x = batch.positions[None]
+    grown = 1.1 * (x - x.mean(1)) + x.mean(1)
+    plain = losses.aligned_mse(grown, x, batch)
+    none, every = torch.zeros_like(batch.is_dna), torch.ones_like(batch.is_dna)
+    dna = dataclasses.replace(batch, is_dna=every, is_ligand=none)
+    ligand = dataclasses.replace(batch, is_dna=none, is_ligand=every)
+    protein = dataclasses.replace(batch, is_dna=none, is_ligand=none)
+    base = losses.aligned_mse(grown, x, protein)
+    torch.testing.assert_close(losses.aligned_mse(grown, x, dna), 6 * base)
+    torch.testing.assert_close(losses.aligned_mse(grown, x, ligand), 11 * base)
+    assert base <= plain
+
+
+def test_unresolved_atoms_do_not_count(batch):
+    x = batch.positions[None]
+    resolved = batch.resolved.clone()
+    resolved[:10] = False
+    some = dataclasses.replace(batch, resolved=resolved)
+    wrong = x.clone()
+    wrong[:, :10] += 100.0
+    torch.testing.assert_close(
+        losses.aligned_mse(wrong, x, some), torch.zeros(1), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        losses.smooth_lddt_loss(wrong, some), losses.smooth_lddt_loss(x, some)
+    )
+
+
+def test_smooth_lddt_of_the_truth_is_its_floor_wherever_the_truth_stands(batch):
+    floor = 1 - sum(1 / (1 + math.exp(-t)) for t in (0.5, 1.0, 2.0, 4.0)) / 4
+    loss = losses.smooth_lddt_loss(moved(batch.positions[None]), batch)
+    torch.testing.assert_close(loss, torch.tensor([floor]), atol=1e-4, rtol=0)
+
+
+def test_smooth_lddt_is_algorithm_27_over_all_ordered_pairs(batch):
+    nucleic = torch.arange(batch.num_tokens) < 10
+    mixed = dataclasses.replace(batch, is_dna=nucleic)
+    x = batch.positions[None] + torch.randn(3, batch.num_atoms, 3, generator=seeded())
+    true, predicted = torch.cdist(batch.positions, batch.positions), torch.cdist(x, x)
+    error = (predicted - true).abs()
+    score = sum(torch.sigmoid(t - error) for t in (0.5, 1.0, 2.0, 4.0)) / 4
+    radius = torch.where(nucleic[batch.atom_to_token], 30.0, 15.0)
+    near = (true < radius[:, None]) & ~torch.eye(batch.num_atoms, dtype=torch.bool)
+    near &= batch.resolved[:, None] & batch.resolved[None]
+    expected = 1 - (score * near).sum((1, 2)) / near.sum()
+    torch.testing.assert_close(losses.smooth_lddt_loss(x, mixed), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_smooth_lddt_in_groups_equals_smooth_lddt_at_once(batch, monkeypatch):
+    x = batch.positions[None] + torch.randn(4, batch.num_atoms, 3, generator=seeded())
+    results = []
+    for chunk in (losses.LDDT_CHUNK, 1):
+        monkeypatch.setattr(losses, "LDDT_CHUNK", chunk)
+        copy = x.clone().requires_grad_()
+        loss = losses.smooth_lddt_loss(copy, batch)
+        loss.sum().backward()
+        results.append((loss.detach(), copy.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_certain_and_right_distogram_costs_nothing(batch):
+    position = batch.positions[batch.representative_atom]
+    bins = torch.bucketize(torch.cdist(position, position), distance_breaks(64))
+    logits = 50.0 * torch.nn.functional.one_hot(bins, 64).float()
+    assert losses.distogram_loss(logits, batch) < 1e-6
+    flat = losses.distogram_loss(torch.zeros_like(logits), batch)
+    torch.testing.assert_close(flat, torch.tensor(math.log(64.0)))
+
+
+def test_distance_bins_run_from_2_to_22_angstrom():
+    breaks = distance_breaks(64)
+    assert len(breaks) == 63
+    torch.testing.assert_close(breaks[[0, -1]], torch.tensor([2.3125, 21.6875]))
+
+
+def test_noise_weights():
+    t = torch.tensor([1.0, 16.0])
+    torch.testing.assert_close(losses.noise_weight(t), torch.tensor([257 / 256, 2 / 256]))
+    torch.testing.assert_close(losses.noise_weight(t, "printed"), torch.tensor([257 / 289, 0.5]))
+    with pytest.raises(ValueError, match="known: karras, printed"):
+        losses.noise_weight(t, "none")

@@ -1,0 +1,151 @@
+"""The whole model: shapes, gradients, masks, randomness."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megafold import ops
+from megafold.data.batch import pad_batch
+from megafold.model import CONFIGS, AlphaFold3, sample, training_loss
+from tests.model.seeds import seeded
+
+
+def test_trunk_gives_single_and_pair_representations(model, batch):
+    trunk = model(batch, generator=seeded(), cycles=2)
+    n, config = batch.num_tokens, model.config
+    assert trunk.s_inputs.shape == (n, config.c_s_inputs)
+    assert trunk.s.shape == (n, config.c_s)
+    assert trunk.z.shape == (n, n, config.c_z)
+
+
+def test_losses_are_finite_and_total_is_their_weighted_sum(model, batch):
+    losses = training_loss(model, batch, generator=seeded())
+    expected = 4 * (losses.mse + losses.smooth_lddt) + 0.03 * losses.distogram
+    assert torch.isfinite(losses.total)
+    torch.testing.assert_close(losses.total, expected)
+
+
+def test_every_parameter_gets_a_gradient(model, batch):
+    training_loss(model, batch, generator=seeded()).total.backward()
+    # Recycling starts from zeros, so one cycle cannot move the scale of its LayerNorm.
+    free = {"recycle_z.layer_norm.weight", "recycle_s.layer_norm.weight"}
+    free |= {"recycle_z.linear.weight", "recycle_s.linear.weight"}
+    silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert silent <= free | {"recycle_z.layer_norm.bias", "recycle_s.layer_norm.bias"}
+
+
+def test_same_generator_same_loss_and_gradients(model, batch):
+    def run(seed):
+        model.zero_grad()
+        model.train()
+        loss = training_loss(model, batch, generator=seeded(seed)).total
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+    (loss, grads), (again, grads_again), (other, _) = run(1), run(1), run(2)
+    assert torch.equal(loss, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+    assert not torch.equal(loss, other)
+
+
+def test_the_global_generator_is_left_as_it_was(model, batch):
+    before = torch.random.get_rng_state()
+    training_loss(model.train(), batch, generator=seeded())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_checkpointing_changes_no_number(model, batch):
+    plain = model.train()
+    kept = AlphaFold3(dataclasses.replace(plain.config, checkpointing=True)).train()
+    kept.load_state_dict(plain.state_dict())
+    losses = [training_loss(m, batch, generator=seeded()).total for m in (plain, kept)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_torch_backend_is_what_auto_runs_on_the_cpu(model, batch):
+    auto = training_loss(model, batch, generator=seeded()).total
+    with ops.use("torch"):
+        explicit = training_loss(model, batch, generator=seeded()).total
+    assert torch.equal(auto, explicit)
+
+
+def test_padding_changes_no_real_token_or_atom(model, batch):
+    n, a = batch.num_tokens, batch.num_atoms
+    padded = pad_batch(batch, n + 7, a + 45)
+    trunk = model(batch, generator=seeded(), cycles=1)
+    trunk_padded = model(padded, generator=seeded(), cycles=1)
+    torch.testing.assert_close(trunk_padded.s[:n], trunk.s, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(trunk_padded.z[:n, :n], trunk.z, atol=2e-4, rtol=2e-4)
+
+    x = 10 * torch.randn(2, a + 45, 3, generator=seeded())
+    t = torch.tensor([5.0, 50.0])
+    denoised = []
+    for b, tr, size in ((batch, trunk, a), (padded, trunk_padded, a + 45)):
+        condition = model.diffusion.condition(b, tr)
+        denoised.append(model.diffusion(x[:, :size], t, b, tr, condition)[:, :a])
+    torch.testing.assert_close(denoised[1], denoised[0], atol=2e-3, rtol=2e-3)
+
+
+def test_an_empty_template_slot_changes_nothing(model, batch):
+    def with_slots(mask, repeat):
+        fields = {
+            name: torch.cat([getattr(batch, name)] * repeat)
+            for name in vars(batch)
+            if name.startswith("template_") and name != "template_mask"
+        }
+        return dataclasses.replace(batch, template_mask=torch.tensor(mask), **fields)
+
+    one = model(with_slots([True], 1), generator=seeded(), cycles=1).z
+    two = model(with_slots([True, False], 2), generator=seeded(), cycles=1).z
+    torch.testing.assert_close(one, two)
+
+
+def test_msa_rows_beyond_the_limit_are_drawn_and_the_query_stays(model):
+    module = model.msa_module
+    rows = module._draw_rows(500, seeded())
+    assert len(rows) == model.config.msa_rows
+    assert rows[0] == 0
+    assert len(set(rows.tolist())) == len(rows)
+    assert torch.equal(module._draw_rows(10, seeded()), torch.arange(10))
+
+
+def test_sampling_gives_coordinates_and_is_repeatable(model, batch):
+    x = sample(model, batch, generator=seeded(), steps=3, samples=2)
+    assert x.shape == (2, batch.num_atoms, 3)
+    assert torch.isfinite(x).all()
+    assert torch.equal(x, sample(model, batch, generator=seeded(), steps=3, samples=2))
+    assert not torch.equal(x[0], x[1])
+
+
+def test_a_trajectory_ends_in_the_sample(model, batch):
+    path = sample(model, batch, generator=seeded(), steps=3, samples=1, trajectory=True)
+    assert path.denoised.shape == (3, 1, batch.num_atoms, 3)
+    assert (path.noise_levels.diff() < 0).all()
+    x = sample(model, batch, generator=seeded(), steps=3, samples=1)
+    assert torch.equal(path.coordinates, x)
+
+
+def test_no_resolved_atom_is_a_clear_error(model, batch):
+    nothing = dataclasses.replace(batch, resolved=torch.zeros_like(batch.resolved))
+    with pytest.raises(ValueError, match="no resolved atom"):
+        training_loss(model, nothing, generator=seeded())
+
+
+def test_bad_sampler_arguments_are_named(model, batch):
+    with pytest.raises(ValueError, match="steps and samples must be at least 1"):
+        sample(model, batch, generator=seeded(), steps=0)
+
+
+def test_configurations_by_name():
+    assert AlphaFold3.from_name("tiny").config is CONFIGS["tiny"]
+    full = CONFIGS["af3"]
+    assert (full.c_s_inputs, full.pairformer_blocks, full.diffusion_blocks) == (449, 48, 24)
+    with pytest.raises(ValueError, match="known: af3, small, tiny"):
+        AlphaFold3.from_name("huge")

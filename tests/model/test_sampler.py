@@ -1,0 +1,28 @@
+"""The sampler with a perfect denoiser, and its schedule."""
+
+from __future__ import annotations
+
+import torch
+
+from megafold.geometry import weighted_rigid_align
+from megafold.metrics import rmsd
+from megafold.model import sampler
+from tests.model.seeds import seeded
+
+
+def test_a_perfect_denoiser_leads_to_the_truth(batch):
+    x_true = batch.positions[None]
+
+    def denoise(x, t):
+        return weighted_rigid_align(x_true, x, batch.resolved.float())
+
+    x = sampler._integrate(denoise, batch, seeded(), steps=20, samples=1, trajectory=False)
+    assert rmsd(x, batch.positions, batch.resolved) < 0.1
+
+
+def test_the_schedule_falls_from_2560_to_almost_nothing():
+    levels = sampler.noise_schedule(200)
+    assert len(levels) == 201
+    torch.testing.assert_close(levels[0], torch.tensor(2560.0))
+    torch.testing.assert_close(levels[-1], torch.tensor(16 * 0.0004), atol=1e-4, rtol=0.05)
+    assert (levels.diff() < 0).all()

@@ -1,0 +1,125 @@
+"""Training: the loss falls, a run is repeatable, checkpoints are whole or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megafold import data
+from megafold.model import AlphaFold3, training_loss
+from megafold.train import (
+    Recipe,
+    TrainConfig,
+    Trainer,
+    load_model,
+    load_or_memorise,
+    memorise,
+    save_model,
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return data.example_batch("1AS5")
+
+
+def trainer() -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(AlphaFold3.from_name("tiny"), TrainConfig(warmup_steps=10))
+
+
+def test_the_loss_falls(batch):
+    run = trainer()
+    for _ in range(40):
+        run.step(batch)
+    totals = [record.losses["total"] for record in run.history]
+    assert sum(totals[-5:]) < 0.85 * sum(totals[:5])
+
+
+def test_two_runs_from_one_seed_are_the_same(batch):
+    first, second = trainer(), trainer()
+    for _ in range(2):
+        a, b = first.step(batch), second.step(batch)
+        assert a.losses == b.losses
+        assert a.gradient_norm == b.gradient_norm
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_changes_no_weight(batch):
+    run = trainer()
+    spoilt = dataclasses.replace(batch, positions=batch.positions * torch.nan)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        run.step(spoilt)
+    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
+
+
+def test_the_average_follows_the_weights(batch):
+    run = trainer()
+    for _ in range(3):
+        run.step(batch)
+    for averaged, current in zip(run.averaged.parameters(), run.model.parameters(), strict=True):
+        assert torch.isfinite(averaged).all()
+        assert (averaged - current).abs().max() < 0.01
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    config = TrainConfig()
+    assert config.learning_rate_at(0) == pytest.approx(1.8e-6)
+    assert config.learning_rate_at(999) == pytest.approx(1.8e-3)
+    assert config.learning_rate_at(50_000) == pytest.approx(1.8e-3 * 0.95)
+
+
+def test_a_checkpoint_gives_the_same_model(batch, tmp_path):
+    model = trainer().model.eval()
+    save_model(tmp_path / "model.safetensors", model, {"why": "test"})
+    loaded, note = load_model(tmp_path / "model.safetensors")
+    assert note == {"why": "test"}
+    assert loaded.config == model.config
+    losses = [
+        training_loss(m, batch, generator=torch.Generator().manual_seed(0)).total
+        for m in (model, loaded)
+    ]
+    assert torch.equal(*losses)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_bad_checkpoints_are_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_model(tmp_path / "missing.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"broken\.safetensors is not a safetensors file"):
+        load_model(broken)
+    model = AlphaFold3.from_name("tiny")
+    model.config = dataclasses.replace(model.config, c_z=16)
+    save_model(tmp_path / "other.safetensors", model)
+    with pytest.raises(ValueError, match="does not fit this version of the model"):
+        load_model(tmp_path / "other.safetensors")
+
+
+def test_a_kept_run_is_found_again_and_another_recipe_is_not_taken_for_it(tmp_path):
+    recipe = Recipe(steps=2, evaluate_every=1, sampler_steps=2)
+    run = load_or_memorise(recipe, tmp_path)
+    assert [e.step for e in run.evaluations] == [1, 2]
+
+    def no_steps(steps, **_):
+        raise AssertionError("trained again")
+
+    again = load_or_memorise(recipe, tmp_path, progress=no_steps)
+    assert again.history == run.history
+    assert again.evaluations == run.evaluations
+    with pytest.raises(AssertionError, match="trained again"):
+        load_or_memorise(dataclasses.replace(recipe, steps=3), tmp_path, progress=no_steps)
+
+
+def test_progress_wraps_the_steps():
+    seen = []
+
+    def progress(steps, desc):
+        seen.append(desc)
+        return steps
+
+    memorise(Recipe(steps=1, sampler_steps=1), progress=progress)
+    assert seen == ["memorising 1AS5"]
