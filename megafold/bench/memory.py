@@ -35,6 +35,11 @@ KINDS = {
         "new_empty_strided", "new_full", "new_ones",
     ),
 }  # fmt: skip
+# Backward nodes of operations that only look at memory another one filled.
+_VIEWS = {
+    "View", "UnsafeView", "ReshapeAlias", "T", "Transpose", "Permute", "Expand", "Unsqueeze",
+    "Squeeze", "Slice", "Select", "Split", "Alias",
+}  # fmt: skip
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
 
@@ -75,29 +80,64 @@ def _peak_bytes_gpu(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def saved_bytes(call: Callable[[], object], existing: Iterable[torch.Tensor | None] = ()) -> int:
-    """Bytes that autograd keeps alive for the backward pass of ``call``: the activations.
+@dataclass(frozen=True)
+class SavedTensor:
+    """One block of memory that autograd keeps for the backward pass."""
+
+    shape: tuple[int, ...]  # of the first tensor saved that lies in it
+    dtype: torch.dtype
+    bytes: int  # of the whole block
+    made_by: str  # operation that computed it: "Sigmoid"; "" where none with a gradient did
+    existing: bool  # it is an input or a parameter, and there anyway
+
+
+def saved_tensors(
+    call: Callable[[], object], existing: Iterable[torch.Tensor | None] = ()
+) -> list[SavedTensor]:
+    """What autograd keeps alive for the backward pass of ``call``, in the order it is saved.
 
     Args:
         call: a forward pass with gradients enabled.
-        existing: tensors whose memory is there anyway (inputs, parameters): not counted.
+        existing: tensors whose memory is there anyway (inputs, parameters); marked so.
 
-    Every storage counts once, however many views of it are saved.
+    Every storage appears once, however many views of it are saved.
     """
     known = {t.untyped_storage().data_ptr() for t in existing if t is not None}
-    storages: dict[int, int] = {}
+    found: dict[int, SavedTensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
+        address = storage.data_ptr()
+        if storage.nbytes() and address not in found:
+            found[address] = SavedTensor(
+                shape=tuple(tensor.shape),
+                dtype=tensor.dtype,
+                bytes=storage.nbytes(),
+                made_by=_maker(tensor),
+                existing=address in known,
+            )
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = call()  # kept until counted: a released address could be given out again
-        total = sum(storages.values())
+        result = call()  # kept until here: a released address could be given out again
         del result
-    return total
+    return list(found.values())
+
+
+def _maker(tensor: torch.Tensor) -> str:
+    """The operation that filled a tensor's memory: what its views are views of."""
+    node = tensor.grad_fn
+    while node is not None:
+        name = node.name().split("Backward")[0]
+        if name not in _VIEWS:
+            return "" if "AccumulateGrad" in name else name
+        node = node.next_functions[0][0]
+    return ""
+
+
+def saved_bytes(call: Callable[[], object], existing: Iterable[torch.Tensor | None] = ()) -> int:
+    """Bytes of :func:`saved_tensors` that are not there anyway: the activations."""
+    return sum(saved.bytes for saved in saved_tensors(call, existing) if not saved.existing)
 
 
 class OperatorCounter(TorchDispatchMode):
