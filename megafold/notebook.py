@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from megafold.viz import browser, index, theme
 from megafold.viz.renderer import NotebookRenderer
 from megafold.viz.session import headless
 
-__all__ = ["figures_folder", "headless", "progress", "save", "setup", "show_source"]
+__all__ = ["figures_folder", "headless", "progress", "save", "setup", "show_source", "table"]
 
 T = TypeVar("T")
 
@@ -84,6 +85,26 @@ def show_source(function: Callable[..., Any]) -> None:
     display(Markdown(f"`{_short(file)}:{first}`\n\n```python\n{source}\n```"))
 
 
+def table(rows: Iterable[Any], columns: Sequence[str] | None = None) -> None:
+    """Display rows (frozen dataclasses or mappings) as a table.
+
+    Args:
+        rows: at least one; all of one kind.
+        columns: which fields, in which order; all of them if left out.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    dicts = [dict(row) if isinstance(row, Mapping) else _fields(row) for row in rows]
+    if not dicts:
+        raise ValueError("a table needs at least one row")
+    names = list(dicts[0]) if columns is None else list(columns)
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |"]
+    lines.append("|" + "|".join(_alignment(dicts[0][name]) for name in names) + "|")
+    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in dicts]
+    display(Markdown("\n".join(lines)))
+
+
 def save(figure: go.Figure, name: str) -> None:
     """Display a figure and write it as ``name.json``, ``name.svg`` and ``name.png``.
 
@@ -109,6 +130,21 @@ def figures_folder() -> Path:
         return Path(chosen)
     checkout = Path(megafold.__file__).resolve().parents[1]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "figures"
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _alignment(value: object) -> str:
+    return "---:" if isinstance(value, int | float) else "---"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return text.replace("|", "\\|")
 
 
 def _short(file: Path) -> str:
