@@ -29,7 +29,16 @@ from megafold.viz import browser, index, theme
 from megafold.viz.renderer import NotebookRenderer
 from megafold.viz.session import headless
 
-__all__ = ["figures_folder", "headless", "progress", "save", "setup", "show_source", "table"]
+__all__ = [
+    "figures_folder",
+    "headless",
+    "outputs_folder",
+    "progress",
+    "save",
+    "setup",
+    "show_source",
+    "table",
+]
 
 T = TypeVar("T")
 
@@ -128,8 +137,22 @@ def figures_folder() -> Path:
     chosen = os.environ.get("MEGAFOLD_FIGURES")
     if chosen:
         return Path(chosen)
+    return _root() / "figures"
+
+
+def outputs_folder(name: str) -> Path:
+    """Where a notebook leaves what it makes (models, predictions): ``outputs/name``.
+
+    In the checkout, where git ignores it, else here. The folder is made.
+    """
+    folder = _root() / "outputs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _root() -> Path:
     checkout = Path(megafold.__file__).resolve().parents[1]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "figures"
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
 def _fields(row: Any) -> dict[str, Any]:
