@@ -179,10 +179,15 @@ def _read_polymer(
     if sequence is None:  # a file without one, such as a model's: what is there is all there is
         full = dict(sorted(seen.items()))
     else:
-        if stray := sorted(seen.keys() - sequence.keys()):
-            raise DataError(f"chain {asym_id}: residue {stray[0]} is not in entity_poly_seq")
+        for number, name in seen.items():
+            if name not in sequence.get(number, ()):
+                expected = "/".join(sequence.get(number, ["nothing"]))
+                raise DataError(
+                    f"chain {asym_id}: residue {number} is {name} in atom_site, {expected} in "
+                    "entity_poly_seq"
+                )
         full = {n: seen.get(n, names[0]) for n, names in sorted(sequence.items())}
-    components = ["MET" if name == "MSE" else name for name in full.values()]
+    components = list(full.values())
     polymer = _POLYMER_TYPES.get(tables.polymer_types.get(entity, ""))
     return _Chain(
         asym_id=asym_id,

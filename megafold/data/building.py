@@ -168,10 +168,10 @@ def build_entry(
     name, begin = structure_name(path), time.perf_counter()
     try:
         key = cache_key(path, alignments)
-        reused = key in cache
-        if not reused:
+        features, reused = _existing(cache, key), True
+        if features is None:
             cache.put(key, _featurize(path, alignments))
-        features = cache.get(key)  # also shows that what was written can be read
+            features, reused = cache.get(key), False  # shows that what was written can be read
     except Exception as error:
         reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         return EntryReport(name, str(path), "failed", reason, seconds=time.perf_counter() - begin)
@@ -186,6 +186,14 @@ def build_entry(
         rows=len(features.msa),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _existing(cache: Cache, key: str) -> Features | None:
+    """The entry, or None where there is none or it is damaged: then it is made again."""
+    try:
+        return cache.get(key)
+    except DataError:
+        return None
 
 
 def _featurize(path: Path, alignments: Mapping[str, Path] | None) -> Features:

@@ -173,6 +173,7 @@ def _sequences(block: Any) -> dict[str, dict[int, list[str]]]:
     """entity -> position -> components there (several where the sequence varies)."""
     sequences: dict[str, dict[int, list[str]]] = {}
     for entity, number, name in _columns(block, "entity_poly_seq", "entity_id", "num", "mon_id"):
+        name = "MET" if name == "MSE" else name  # as in the atoms
         sequences.setdefault(entity, {}).setdefault(int(number), []).append(name)
     return sequences
 

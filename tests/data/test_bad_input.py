@@ -1,0 +1,108 @@
+"""Structure files that cannot be used: the error names the file and the cause."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+
+from megafold.data import DataError, read_structure, sample_path
+
+
+def _refused(path, cause: str) -> None:
+    with pytest.raises(DataError, match=f"(?s)^{path}: .*{cause}"):
+        read_structure(path)
+
+
+def test_a_missing_file(tmp_path) -> None:
+    _refused(tmp_path / "gone.cif", "no such file")
+
+
+def test_an_unknown_kind_of_file(tmp_path) -> None:
+    (path := tmp_path / "model.pdb").write_text("ATOM")
+    _refused(path, r"expected a name ending in \.cif")
+
+
+@pytest.mark.parametrize("name", ["EMPTY.cif", "EMPTY.bcif"])
+def test_an_empty_file(name, tmp_path) -> None:
+    (path := tmp_path / name).write_bytes(b"")
+    _refused(path, "truncated or not mmCIF")
+
+
+def test_an_empty_compressed_file(tmp_path) -> None:
+    (path := tmp_path / "EMPTY.cif.gz").write_bytes(gzip.compress(b""))
+    _refused(path, "truncated or not mmCIF")
+
+
+@pytest.mark.parametrize(
+    "text", ["hello", "<html>404</html>", "data_X\n#\n", "data_X\n_entry.id X\n", "\x00\x01\x02"]
+)
+def test_what_is_not_mmcif(text, write_cif) -> None:
+    _refused(write_cif("X.cif", text), "not mmCIF")
+
+
+def test_text_that_is_called_binary(write_cif, cif_text) -> None:
+    _refused(write_cif("X.bcif", cif_text), "not mmCIF")
+
+
+def test_text_that_is_called_compressed(write_cif, cif_text) -> None:
+    _refused(write_cif("X.cif.gz", cif_text), "not gzip")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_compressed_file(share, tmp_path) -> None:
+    whole = sample_path("1CRN").read_bytes()
+    (path := tmp_path / "CUT.cif.gz").write_bytes(whole[: int(share * len(whole))])
+    _refused(path, "truncated")
+
+
+def test_text_cut_off_within_a_row_of_atoms(write_cif, cif_text) -> None:
+    at = cif_text.index("\nATOM 100 ")
+    _refused(write_cif("CUT.cif", cif_text[: at + 30]), "truncated")
+
+
+def test_text_cut_off_between_two_rows_of_atoms(write_cif) -> None:
+    """Nothing in the table of atoms shows it, but a chain is listed that has none."""
+    text = gzip.decompress(sample_path("5UGO").read_bytes()).decode()
+    at = text.index("\nATOM   1000")
+    _refused(write_cif("CUT.cif", text[:at] + "\n#\n"), "listed in struct_asym but has no atom")
+
+
+def test_a_component_that_nobody_knows(write_cif) -> None:
+    text = gzip.decompress(sample_path("102M").read_bytes()).decode().replace("HEM", "QQQQQ")
+    _refused(write_cif("ODD.cif", text), "component 'QQQQQ' is not in the chemical component")
+
+
+def test_an_unknown_component_among_unresolved_residues(write_cif, structure_of) -> None:
+    structure = structure_of("2XHE")
+    starts = structure.residue_starts
+    unseen = np.add.reduceat(structure.resolved, starts) == 0
+    first = starts[np.flatnonzero(unseen)[0]]
+    number, name = structure.layout.residue_number[first], structure.layout.residue_name[first]
+    text = gzip.decompress(sample_path("2XHE").read_bytes()).decode()
+    row = next(line for line in text.splitlines() if line.split() == ["1", f"{number}", name, "n"])
+    odd = text.replace(f"\n{row}\n", f"\n1 {number} QQQQQ n\n")
+    _refused(write_cif("ODD.cif", odd), "component 'QQQQQ'")
+
+
+def test_atoms_that_are_not_of_the_sequence(write_cif) -> None:
+    text = gzip.decompress(sample_path("2XHE").read_bytes()).decode()
+    row = next(line for line in text.splitlines() if line.split() == ["1", "1", "HIS", "n"])
+    odd = text.replace(f"\n{row}\n", "\n1 1 ALA n\n")
+    _refused(write_cif("ODD.cif", odd), "residue 1 is HIS in atom_site, ALA in entity_poly_seq")
+
+
+def test_nothing_but_water(write_cif, cif_text) -> None:
+    lines = cif_text.splitlines()
+    first, *rest = [line for line in lines if line.startswith("ATOM")]
+    fields = first.split()
+    fields[0], fields[5], fields[8] = "HETATM", "HOH", "."
+    kept = [" ".join(fields) if line == first else line for line in lines if line not in rest]
+    text = "\n".join(kept) + "\n"
+    _refused(write_cif("WET.cif", text), "nothing left after cleaning")
+
+
+def test_coordinates_that_are_no_numbers(write_cif, cif_text) -> None:
+    assert " 17.047 " in cif_text
+    _refused(write_cif("NAN.cif", cif_text.replace(" 17.047 ", " xx.xxx ")), "malformed")

@@ -1,0 +1,202 @@
+"""``build_cache`` and ``examine_cache``: past failures, with counts that add up."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megafold.data import Cache, DataError, build_cache, examine_cache, sample_path
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Two good entries and two bad ones."""
+    folder = tmp_path / "structures"
+    folder.mkdir()
+    for sample_id in ("1CRN", "1AS5"):
+        shutil.copy(sample_path(sample_id), folder)
+    (folder / "EMPTY.cif").write_text("")
+    (folder / "CUT.cif.gz").write_bytes(sample_path("1CRN").read_bytes()[:5000])
+    (folder / "notes.txt").write_text("no structure")
+    return folder
+
+
+def test_bad_inputs_are_counted_and_named_and_the_rest_is_built(inputs, tmp_path) -> None:
+    report = build_cache(inputs, tmp_path / "cache")
+    assert (report.inputs, report.ok, report.failed, report.reused) == (4, 2, 2, 0)
+    assert [e.name for e in report.entries] == ["1AS5", "1CRN", "CUT", "EMPTY"]
+    cache = Cache(tmp_path / "cache")
+    assert cache.names == ["1AS5", "1CRN"]
+    assert set(cache.failures) == {"CUT", "EMPTY"}
+    assert str(inputs / "EMPTY.cif") in cache.failures["EMPTY"]
+    assert "4 inputs = 2 ok (0 already there) + 2 failed" in str(report)
+
+
+def test_what_is_there_is_not_made_again(inputs, tmp_path) -> None:
+    build_cache(inputs, tmp_path / "cache")
+    entries = sorted((tmp_path / "cache" / "entries").iterdir())
+    before = [path.stat().st_mtime_ns for path in entries]
+    report = build_cache(inputs, tmp_path / "cache")
+    assert (report.ok, report.failed, report.reused) == (2, 2, 2)
+    assert [path.stat().st_mtime_ns for path in entries] == before
+
+
+def test_a_failure_is_tried_again_and_can_be_mended(inputs, tmp_path) -> None:
+    build_cache(inputs, tmp_path / "cache")
+    shutil.copy(sample_path("1LCD"), inputs / "CUT.cif.gz")
+    report = build_cache(inputs, tmp_path / "cache")
+    assert (report.ok, report.failed) == (3, 1)
+    assert Cache(tmp_path / "cache").load("CUT").num_tokens == 74
+
+
+def test_a_failed_entry_says_why_when_it_is_loaded(inputs, tmp_path) -> None:
+    build_cache(inputs, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"CUT could not be cached: .*truncated"):
+        Cache(tmp_path / "cache").load("CUT")
+
+
+def test_processes_give_what_one_gives(inputs, tmp_path) -> None:
+    one = build_cache(inputs, tmp_path / "one")
+    two = build_cache(inputs, tmp_path / "two", jobs=2)
+    assert [(e.name, e.status, e.key) for e in one.entries] == [
+        (e.name, e.status, e.key) for e in two.entries
+    ]
+    for name in ("1AS5", "1CRN"):
+        paths = [Cache(tmp_path / n).entry_path(one.entries[0].key) for n in ("one", "two")]
+        assert paths[0].read_bytes() == paths[1].read_bytes(), name
+
+
+def test_progress_hears_of_every_input(inputs, tmp_path) -> None:
+    heard = []
+    report = build_cache(inputs, tmp_path / "cache", progress=heard.append)
+    assert sorted(e.name for e in heard) == [e.name for e in report.entries]
+
+
+def test_a_missing_file_is_a_failure_like_another(tmp_path) -> None:
+    report = build_cache([sample_path("1CRN"), tmp_path / "gone.cif"], tmp_path / "cache")
+    assert (report.ok, report.failed) == (1, 1)
+    assert "gone.cif: no such file" in str(report)
+
+
+def test_two_inputs_of_one_name_are_refused(inputs, tmp_path) -> None:
+    shutil.copy(inputs / "EMPTY.cif", inputs / "1CRN.cif")
+    with pytest.raises(DataError, match="are both called 1CRN"):
+        build_cache(inputs, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_without_structures_is_refused(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no structure file"):
+        build_cache(tmp_path / "empty", tmp_path / "cache")
+
+
+class TestAlignments:
+    """With ``alignments`` a protein must have one."""
+
+    @pytest.fixture
+    def alignments(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "alignments"
+        folder.mkdir()
+        query = "TTCCPSIVARSNFNVCRLPGTPEAICATYTGCIIIPGATCPGDYAN"
+        (folder / "1CRN_A.a3m").write_text(f">q\n{query}\n>h\n{query[::-1]}\n")
+        return folder
+
+    def test_they_are_found_by_name_and_chain(self, alignments, tmp_path) -> None:
+        report = build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=alignments)
+        assert report.entries[0].rows == 2
+
+    def test_a_missing_one_is_a_failure(self, inputs, alignments, tmp_path) -> None:
+        report = build_cache(inputs, tmp_path / "cache", alignments=alignments)
+        failed = {e.name: e.reason for e in report.entries if e.status == "failed"}
+        assert set(failed) == {"1AS5", "CUT", "EMPTY"}
+        assert "no alignment for protein chain A: expected a file 1AS5_A.a3m" in failed["1AS5"]
+
+    def test_an_entry_made_without_alignments_is_not_taken_for_one_with(
+        self, inputs, alignments, tmp_path
+    ) -> None:
+        build_cache(inputs, tmp_path / "cache")
+        report = build_cache(inputs, tmp_path / "cache", alignments=alignments)
+        assert (report.ok, report.failed, report.reused) == (1, 3, 0)
+
+    def test_one_alignment_serves_all_copies_of_a_chain(self, alignments, tmp_path) -> None:
+        sequence = "MDIRQGPKEPFRDYVDRFYKTLRAEQASQEVKNWMTETLLVQNANPDCKTILKALGPGATLEEMMTACQG"
+        (alignments / "1A8O_A.a3m").write_text(f">q\n{sequence}\n")
+        report = build_cache(sample_path("1A8O"), tmp_path / "cache", alignments=alignments)
+        assert report.ok == 1
+
+    def test_a_wrong_one_is_a_failure(self, alignments, tmp_path) -> None:
+        (alignments / "1CRN_A.a3m").write_text(">q\nACDE\n")
+        report = build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=alignments)
+        assert "1CRN_A.a3m: the query has 4 residues" in report.entries[0].reason
+
+    def test_a_missing_folder_is_refused(self, tmp_path) -> None:
+        with pytest.raises(DataError, match="gone: no such folder of alignments"):
+            build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=tmp_path / "gone")
+
+
+class TestExamine:
+    """What ``megafold cache doctor`` shows."""
+
+    def _status(self, folder: Path) -> dict[str, str]:
+        return {e.name: e.status for e in examine_cache(folder)}
+
+    def test_every_input_is_listed(self, inputs, tmp_path) -> None:
+        build_cache(inputs, tmp_path / "cache")
+        assert self._status(tmp_path / "cache") == {
+            "1AS5": "ok", "1CRN": "ok", "CUT": "failed", "EMPTY": "failed",
+        }  # fmt: skip
+
+    def test_a_changed_input_is_stale(self, inputs, tmp_path) -> None:
+        build_cache(inputs, tmp_path / "cache")
+        shutil.copy(sample_path("1LCD"), inputs / "1CRN.cif.gz")
+        (inputs / "1AS5.cif.gz").unlink()
+        stale = {e.name: e.reason for e in examine_cache(tmp_path / "cache") if e.status == "stale"}
+        assert "have changed" in stale["1CRN"]
+        assert "no such file" in stale["1AS5"]
+
+    def test_a_damaged_entry_is_stale_and_built_again(self, inputs, tmp_path) -> None:
+        build_cache(inputs, tmp_path / "cache")
+        cache = Cache(tmp_path / "cache")
+        path = cache.entry_path(cache.index["1CRN"]["key"])
+        path.write_bytes(path.read_bytes()[:-1])
+        assert self._status(cache.folder)["1CRN"] == "stale"
+        report = build_cache(inputs, cache.folder)
+        assert (report.ok, report.reused) == (2, 1)
+        assert self._status(cache.folder)["1CRN"] == "ok"
+
+    def test_other_software_makes_everything_stale(self, inputs, tmp_path, monkeypatch) -> None:
+        from megafold.data import cache as module
+
+        build_cache(inputs, tmp_path / "cache")
+        monkeypatch.setattr(module, "FEATURE_VERSION", 10**6)
+        assert set(self._status(tmp_path / "cache").values()) == {"stale", "failed"}
+
+
+def test_a_build_killed_anywhere_leaves_a_valid_cache(tmp_path) -> None:
+    """Killed as soon as its first entry appears; the next build reuses that entry."""
+    structures = [sample_path(name) for name in ("1CRN", "102M", "1A8O", "1LCD", "4ZXB")]
+    code = (
+        "import sys; from megafold.data import build_cache; build_cache(sys.argv[2:], sys.argv[1])"
+    )
+    build = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "cache"), *structures])
+    entries, deadline = tmp_path / "cache" / "entries", time.monotonic() + 60
+    while not list(entries.glob("*.safetensors")) and time.monotonic() < deadline:
+        assert build.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.005)
+    build.send_signal(signal.SIGKILL)
+    build.wait()
+    cache = Cache(tmp_path / "cache")
+    written = list(entries.glob("*.safetensors"))
+    assert written
+    for path in written:
+        assert cache.get(path.stem).num_tokens > 0
+    report = build_cache(structures, cache.folder)
+    assert report.ok == 5
+    assert report.reused == len(written)
