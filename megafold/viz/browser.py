@@ -101,9 +101,9 @@ def page_image(html: str, width: int, height: int, *, ready: str = "null") -> by
 def _small(png: bytes) -> bytes:
     """The same picture in 256 colours: less than half the size, and notebooks store many."""
     packed = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(
-        packed, "PNG", optimize=True
-    )
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(
+        256, method=Image.Quantize.MAXCOVERAGE
+    ).save(packed, "PNG", optimize=True)
     return packed.getvalue()
 
 

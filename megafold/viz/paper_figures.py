@@ -167,13 +167,13 @@ def evo_attention_memory(points: Sequence[tuple[int, float]]) -> go.Figure:
     (first, start), *_ = points
     last = max(tokens for tokens, _ in points)
     figure = go.Figure()
-    for power, dash in ((3, "dash"), (2, "dot")):
+    for growth, power, dash in (("cubic growth", 3, "dash"), ("quadratic growth", 2, "dot")):
         end = start * (last / first) ** power
         figure.add_scatter(
             x=[first, last],
             y=[start, end],
             mode="lines",
-            name=f"growth with length to the power {power}",
+            name=growth,
             line={"color": theme.MUTED, "width": 1.5, "dash": dash},
             hoverinfo="skip",
         )
@@ -261,10 +261,13 @@ def _published_lines(points: Sequence[Point]) -> list[_Line]:
 
 def _measured_lines(ours: Sequence[tuple[Record, float]]) -> list[_Line]:
     lines = []
-    for name in dict.fromkeys(record.impl for record, _ in ours):
+    several = len({record.dtype for record, _ in ours}) > 1
+    for name, dtype in dict.fromkeys((record.impl, record.dtype) for record, _ in ours):
         look = theme.look(name)
-        label = f"{look.label} (this project)"
-        here = sorted((length(r.shape), value) for r, value in ours if r.impl == name)
+        label = f"{look.label} (this project{f', {dtype}' if several else ''})"
+        here = sorted(
+            (length(r.shape), value) for r, value in ours if (r.impl, r.dtype) == (name, dtype)
+        )
         look = theme.Look(label, look.color, look.symbol)
         lines.append(_Line(look, tuple(here), (), measured=True))
     return lines
@@ -359,5 +362,5 @@ def _check(points: Sequence[Point], measured: Sequence[Record]) -> None:
     for record in measured:
         if record.op != "train_step":
             raise ValueError(f"a record of {record.op!r} does not belong here, but train_step")
-        if devices[0].split()[-1] not in record.device:
+        if not reference.same_device(record.device, devices[0]):
             raise ValueError(f"a record of {record.device!r} beside the paper's {devices[0]!r}")

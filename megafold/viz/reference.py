@@ -58,6 +58,15 @@ class Calls:
     calls: int
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A factor over PyTorch that an abstract of the paper claims, "up to"."""
+
+    quantity: str  # step time, peak memory or longest sequence
+    device: str
+    factor: float
+
+
 Row = TypeVar("Row")
 
 
@@ -108,6 +117,18 @@ def operator_calls() -> list[Calls]:
             row["model"], row["operator"], _relation(row["relation"]), int(row["calls"])
         ),
     )
+
+
+def claims() -> list[Claim]:
+    """What the abstracts claim over PyTorch."""
+    return _read(
+        "claims.csv", lambda row: Claim(row["quantity"], row["device"], float(row["claim"]))
+    )
+
+
+def same_device(ours: str, paper: str) -> bool:
+    """Whether a record's device is the kind the paper names: both say H200, or both MI250."""
+    return paper.split()[-1] in ours
 
 
 def _point(row: dict[str, str], unit: str) -> Point:

@@ -129,7 +129,13 @@ def test_every_figure_has_a_title_a_unit_and_a_source(draw: Callable[[], go.Figu
 
 def test_the_memory_of_attention_lies_between_quadratic_and_cubic_growth() -> None:
     figure = paper_figures.evo_attention_memory(reference.evo_attention_memory())
-    cubic = trace(figure, "growth with length to the power 3").y[-1]
-    quadratic = trace(figure, "growth with length to the power 2").y[-1]
+    cubic = trace(figure, "cubic growth").y[-1]
+    quadratic = trace(figure, "quadratic growth").y[-1]
     assert quadratic == pytest.approx(15.0)
     assert quadratic < trace(figure, "PyTorch eager").y[-1] < cubic
+
+
+def test_runs_in_several_dtypes_are_told_apart() -> None:
+    figure = paper_figures.step_time(on("NVIDIA H200"), [record(), record(dtype="float32")])
+    assert trace(figure, "MegaFold (this project, bfloat16)")
+    assert trace(figure, "MegaFold (this project, float32)")
