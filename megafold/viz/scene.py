@@ -240,14 +240,19 @@ def _trace(
         atom |= {"chain": str(layout.chain_id[i]), "resi": int(layout.residue_number[i])}
         atom |= {"resn": str(layout.residue_name[i]), "color": colors[str(layout.chain_id[i])]}
         polymer = layout.chain_type[i] != LIGAND
-        if atoms and polymer and atoms[-1]["chain"] == atom["chain"]:
-            last = len(atoms) - 1
+        last = len(atoms) - 1
+        if polymer and atoms and _follows(atom, atoms[last]):
             atom["bonds"].append(last)
             atoms[last]["bonds"].append(last + 1)
             atom["bondOrder"].append(1)
             atoms[last]["bondOrder"].append(1)
         atoms.append(atom)
     return atoms
+
+
+def _follows(atom: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether ``atom`` is the next residue of the same chain: none is missing in between."""
+    return atom["chain"] == before["chain"] and atom["resi"] == before["resi"] + 1
 
 
 def _backbones(structure: Structure) -> Iterable[tuple[np.ndarray, np.ndarray, float]]:

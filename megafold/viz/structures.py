@@ -102,7 +102,10 @@ def structure_view(
     view = viewer.new_view(WIDTH, HEIGHT)
     place = scene.orientation(next(iter(named.values())))
     legend, notes = draw(view, named, place, color=color, style=style, plddt=plddt)
-    aim(view, named, place)
+    if notes:
+        view.zoomTo()  # nothing to be near to where a structure is no structure yet
+    else:
+        aim(view, named, place)
     return StructureView(view, " and ".join(named), legend, notes)
 
 
@@ -134,7 +137,7 @@ def frames_view(structure: Structure, frames: np.ndarray) -> StructureView:
     view, poster = viewer.new_view(WIDTH, HEIGHT), viewer.new_view(WIDTH, HEIGHT)
     for each in (view, poster):
         _add(each, layer, 0)
-        aim(each, {"": last}, (centre, rotation))
+        each.zoomTo()
     view.getModel(0).setCoordinates(turned[:, rows].round(1).tolist(), "array")
     view.animate({"loop": "forward", "interval": FRAME_INTERVAL, "reps": REPEATS})
     title = f"{structure.name}, {len(frames)} frames"

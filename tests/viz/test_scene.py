@@ -127,3 +127,10 @@ def _points(points: np.ndarray) -> Structure:
     """A structure that has coordinates only."""
     here = np.ones(len(points), bool)
     return Structure("points", None, points.astype(np.float32), here, np.empty((0, 2)))  # type: ignore[arg-type]
+
+
+def test_a_trace_is_not_drawn_over_residues_that_were_not_seen(peptide: Structure) -> None:
+    resolved = peptide.resolved & (peptide.layout.residue_number != 10)
+    drawn = layer(replace(peptide, resolved=resolved), "trace")
+    ends = [atom["resi"] for atom in drawn.atoms if len(atom["bonds"]) == 1]
+    assert ends == [1, 9, 11, 24]  # residue 25 is the amide at the end
