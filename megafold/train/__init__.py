@@ -2,6 +2,7 @@
 
 from megafold.train.checkpoint import load_model, save_model
 from megafold.train.memorise import (
+    MEMORISING,
     Evaluation,
     Memorised,
     Recipe,
@@ -12,6 +13,7 @@ from megafold.train.memorise import (
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
 __all__ = [
+    "MEMORISING",
     "Evaluation",
     "Memorised",
     "Recipe",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megafold.data.atomic import atomic_create
 from megafold.model import AlphaFold3, ModelConfig
 
 
@@ -21,18 +20,10 @@ def save_model(path: str | Path, model: AlphaFold3, note: dict[str, Any] | None 
 
     Written beside the target and moved into place: the file is whole or not there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(asdict(model.config)), "note": json.dumps(note or {})}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    weights = {name: value.contiguous() for name, value in tensors.items()}
+    atomic_create(path, lambda temporary: save_file(weights, temporary, metadata))
 
 
 def load_model(
