@@ -7,7 +7,10 @@ named with its cell and error; the others still run.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -95,6 +98,7 @@ def execute(
         The run, with its failures: an error in a cell, or inside an ``ipywidgets.Output``.
     """
     import nbformat
+    from nbclient.exceptions import CellControlSignal
 
     from megafold.lab.clean import clean, widget_errors
 
@@ -113,14 +117,18 @@ def execute(
 
     client = _client(notebook, path.parent, timeout)
     client.on_cell_start = on_cell_start
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    interrupt = _Interrupt(client)
+    # Nobody watches, also where the terminal is VS Code's: no progress bars in what is stored.
+    environment = {**os.environ, "MEGAFOLD_HEADLESS": "1"}
     if figures is not None:
         environment["MEGAFOLD_FIGURES"] = str(figures.resolve())
     failures: list[Failure] = []
     with Line(label or path.stem) as line:
         try:
             client.execute(env=environment)
-        except Exception as error:  # whatever a notebook may raise is its result, not ours
+        except (CellControlSignal, RuntimeError) as error:  # the cell; the kernel
+            if interrupt.seen:
+                raise KeyboardInterrupt from None
             client.set_widgets_metadata()
             failures.append(_failure(error, at))
         failures += [_widget_failure(error) for error in widget_errors(notebook)]
@@ -169,6 +177,26 @@ def run(
         drawn = [str(picture.relative_to(out)) for picture in sorted(figures.glob("*.png"))]
         _write(out / "index.html", index_page(rows, drawn))
     return runs
+
+
+class _Interrupt:
+    """Ctrl-C while a notebook runs. nbclient would take it for a kernel that died."""
+
+    def __init__(self, client: NotebookClient) -> None:
+        self.seen = False
+        self._client = client
+        client.on_notebook_start = self._listen
+
+    def _listen(self, notebook: NotebookNode) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop() -> None:
+            self.seen = True
+            self._client.shutdown_kernel = "immediate"
+            task.cancel()
+
+        with contextlib.suppress(RuntimeError):  # outside the main thread there is no Ctrl-C
+            loop.add_signal_handler(signal.SIGINT, stop)
 
 
 def _client(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookClient:
@@ -273,7 +301,11 @@ def _command(arguments: argparse.Namespace) -> int:
         print(f"megafold notebooks run: {error}", file=sys.stderr)
         return 2
     out = None if arguments.in_place else arguments.out
-    runs = run(paths, out=out, in_place=arguments.in_place)
+    try:
+        runs = run(paths, out=out, in_place=arguments.in_place)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     failed = [done for done in runs if done.failures]
     print(f"\n{len(runs) - len(failed)} of {len(runs)} notebooks ran without an error.")
     for done in failed:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,8 +76,6 @@ def test_a_cell_that_takes_too_long_is_a_failure(write: Write) -> None:
 
 
 def test_a_notebook_runs_with_this_python_in_its_own_folder(write: Write) -> None:
-    import sys
-
     path = write("00_where", f"import os, sys\nassert sys.executable == {sys.executable!r}", "")
     assert runner.execute(path).failures == ()
     path = write("00_here", f"import os\nassert os.getcwd() == {str(path.parent)!r}")
@@ -148,3 +151,21 @@ def test_the_command_fails_when_a_notebook_does(
     assert cli.main(["notebooks", "run", "--out", out]) == 1
     assert "1 of 2 notebooks ran without an error" in capsys.readouterr().out
     assert cli.main(["notebooks", "run", "no_such"]) == 2
+
+
+def test_control_c_stops_all_and_leaves_no_kernel(write: Write) -> None:
+    mark = "import os\nopen('started', 'w').write(str(os.getpid()))"
+    path = write("00_slow", mark, "import time\ntime.sleep(60)")
+    code = (
+        f"from pathlib import Path\nfrom megafold import runner\nrunner.run([Path({str(path)!r})])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    started = path.parent / "started"
+    while not (started.exists() and started.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
