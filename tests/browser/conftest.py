@@ -32,7 +32,8 @@ _FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright runs, an event loop does, and no test can start one.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """The browser. In continuous integration a missing one is a failure, elsewhere a skip."""
     path = find_browser()
