@@ -48,6 +48,7 @@ class LinkEnd(NamedTuple):
 Link = tuple[LinkEnd, LinkEnd]
 AtomKey = tuple[str, int, str]  # chain id, residue number, atom name
 
+_DTYPES = {"entity_id": np.int32, "residue_number": np.int32}
 _NOWHERE = np.full(3, np.nan, dtype=np.float32)
 
 
@@ -323,7 +324,9 @@ def _lay_out(
     coordinates = np.array(positions, dtype=np.float32).reshape(-1, 3)
     resolved = np.isfinite(coordinates).all(axis=-1)
     coordinates[~resolved] = 0.0
-    layout = AtomLayout(**{name: np.array(values) for name, values in columns.items()})
+    layout = AtomLayout(
+        **{name: np.array(values, dtype=_DTYPES.get(name)) for name, values in columns.items()}
+    )
     return layout, coordinates, resolved
 
 

@@ -56,7 +56,7 @@ class Conformer:
 
     positions: np.ndarray  # [n, 3] float32, angstrom; zero where there is none
     mask: np.ndarray  # [n] bool
-    source: str  # etkdg, ideal (CCD coordinates) or none
+    source: str  # etkdg, ideal (CCD coordinates), single atom (at the origin) or none
 
 
 def known_component(name: str) -> bool:
@@ -101,7 +101,9 @@ def reference_conformer(name: str) -> Conformer:
     ETKDGv3 with a fixed seed on the molecule with its hydrogens; where that fails, the
     dictionary's ideal coordinates; atoms that have neither are False in ``mask``.
     """
-    heavy = np.array([e not in _HYDROGENS for e in _all_elements(name)])
+    heavy = ~np.isin(_all_elements(name), _HYDROGENS)
+    if len(heavy) == 1:
+        return Conformer(np.zeros((1, 3), dtype=np.float32), np.ones(1, dtype=bool), "single atom")
     embedded = _embed(name)
     if embedded is not None:
         return Conformer(embedded[heavy], np.ones(heavy.sum(), dtype=bool), "etkdg")
@@ -141,8 +143,6 @@ def _embed(name: str) -> np.ndarray | None:
     """ETKDGv3 coordinates of all atoms, hydrogens too, or None where RDKit finds none."""
     atoms = get_from_ccd("chem_comp_atom", name)
     names = atoms["atom_id"].as_array(str)
-    if len(names) == 1:
-        return np.zeros((1, 3), dtype=np.float32)
     array = AtomArray(len(names))
     array.atom_name = names
     array.element = _all_elements(name)

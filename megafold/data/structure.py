@@ -27,6 +27,18 @@ class Chain:
     components: tuple[str, ...]  # component id of each residue, unresolved ones included
     residue_numbers: tuple[int, ...]  # position in the sequence, from 1
 
+    @property
+    def sequence(self) -> str:
+        """One-letter codes; a modified residue as its parent, X or N where it has none.
+
+        Empty for a ligand.
+        """
+        from megafold.data.tokens import LETTERS, restype_class  # loads the dictionary
+
+        if self.chain_type == LIGAND:
+            return ""
+        return "".join(LETTERS[restype_class(name, self.chain_type)] for name in self.components)
+
     def __len__(self) -> int:
         return len(self.components)
 

@@ -23,6 +23,8 @@ from megafold.data.constants import (
 from megafold.data.structure import DNA, LIGAND, PROTEIN, RNA, Structure
 
 _LETTER_TO_AMINO_ACID = dict(zip("ARNDCQEGHILKMFPSTWYV", AMINO_ACIDS, strict=True))
+# One-letter code of each class of constants.RESTYPES.
+LETTERS = "ARNDCQEGHILKMFPSTWYVX" + "AGCUN" + "AGCTN" + "-"
 _UNKNOWN = {PROTEIN: UNKNOWN_PROTEIN, RNA: UNKNOWN_RNA, DNA: UNKNOWN_DNA}
 
 

@@ -28,8 +28,9 @@ def test_what_is_written_is_read_again(any_sample, structure_of, tmp_path) -> No
     assert not again.removed
 
 
-def test_biotite_and_biopython_read_the_same_atoms(any_sample, structure_of, tmp_path) -> None:
-    structure = structure_of(any_sample)
+@pytest.mark.parametrize("sample_id", ["1A8O", "1LCD", "102M", "4P5J"])
+def test_biotite_and_biopython_read_the_same_atoms(sample_id, structure_of, tmp_path) -> None:
+    structure = structure_of(sample_id)
     path = write_mmcif(structure, tmp_path / "entry.cif")
     expected = structure.positions[structure.resolved]
     atoms = get_structure(CIFFile.read(path), model=1)
