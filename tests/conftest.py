@@ -14,7 +14,11 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; put what needs a browser last.
+
+    The browser opens a notebook that uses a model which an earlier notebook's test has trained.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
     if torch.cuda.is_available():
         return
     no_gpu = pytest.mark.skip(reason="no GPU on this machine")

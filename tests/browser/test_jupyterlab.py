@@ -15,10 +15,13 @@ pytestmark = pytest.mark.browser
 
 NOTEBOOK = runner.FOLDER / "08_predict_and_view.ipynb"
 READY = "() => window.jupyterapp?.shell.currentWidget?.content?.model?.cells?.length > 0"
-RUN_ALL = """async () => {
+PATIENCE = 900  # seconds; the model is trained first where no earlier run has kept it
+RUN_ALL = """async (patience) => {
     const app = window.jupyterapp;
     await app.shell.currentWidget.context.sessionContext.ready;
-    await app.commands.execute('notebook:run-all-cells');
+    const limit = new Promise((_, fail) =>
+        setTimeout(() => fail(new Error(`still running after ${patience} s`)), patience * 1000));
+    await Promise.race([app.commands.execute('notebook:run-all-cells'), limit]);
     return app.shell.currentWidget.content.model.toJSON();
 }"""
 
@@ -29,7 +32,7 @@ def test_a_notebook_runs_and_shows_its_figures_and_structures(
     address = jupyterlab(NOTEBOOK)
     page.goto(f"{address}lab/tree/notebooks/{NOTEBOOK.name}?token={TOKEN}")
     page.wait_for_function(READY, timeout=60_000)
-    ran = page.evaluate(RUN_ALL)
+    ran = page.evaluate(RUN_ALL, PATIENCE)
 
     code = [cell for cell in ran["cells"] if cell["cell_type"] == "code" and cell["source"]]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
