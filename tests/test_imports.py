@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": {"geometry"},
     "metrics": {"geometry"},
     "train": {"ops", "model", "data", "metrics", "geometry"},
-    "bench": {"ops", "model", "data", "metrics", "geometry"},
+    "bench": {"ops", "model", "data", "metrics", "geometry", "train"},
     "viz": {"ops", "model", "data", "metrics", "geometry", "bench", "train"},
 }
 

@@ -4,6 +4,7 @@
 - ``run``: measure cases and get records; ``measure``, ``memory``, ``accuracy``: its parts
 - ``peers``: what could be used instead
 - ``records``: rows of CSV, the only source of the figures
+- ``scaling``: growth with size; ``profile``, ``training``: a whole training step
 - ``roofline``: the best a device could do
 - ``compile``: kernels compiled for GPUs that are not here
 """

@@ -7,11 +7,14 @@ of every shipped kernel are known, and tested, on a machine without a GPU.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megafold.ops.variants import KernelVariant
@@ -59,8 +62,7 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
         ValueError: unknown target.
         RuntimeError: TRITON_INTERPRET=1 is set: the interpreter's kernels cannot be compiled.
     """
-    if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}; choose one of {tuple(TARGETS)}")
+    _check_target(target)
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set; compile in a process without it")
     import triton
@@ -99,9 +101,29 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
     )
 
 
-def compile_all(targets: tuple[str, ...] = tuple(TARGETS)) -> list[Compiled]:
-    """Compile every shipped kernel for every target."""
-    return [compile_kernel(variant, target) for variant in shipped() for target in targets]
+def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> list[Compiled]:
+    """Compile every shipped kernel for every target, in a process of its own.
+
+    So it works where this process interprets Triton, too.
+
+    Raises:
+        ValueError: unknown target.
+        RuntimeError: a kernel does not compile; carries the compiler's message.
+    """
+    targets = tuple(targets)
+    for target in targets:
+        _check_target(target)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "megafold.bench.compile", *targets]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"compiling ahead of time failed:\n{run.stderr[-4000:]}")
+    return [Compiled(**json.loads(line)) for line in run.stdout.splitlines()]
+
+
+def _check_target(target: str) -> None:
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; choose one of {tuple(TARGETS)}")
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
@@ -128,3 +150,9 @@ def _number(pattern: str, report: str) -> int:
     if found is None:
         raise RuntimeError(f"the compiler's report has no {pattern!r}:\n{report[:2000]}")
     return int(found[1])
+
+
+if __name__ == "__main__":
+    for one in sys.argv[1:]:
+        for shipped_kernel in shipped():
+            print(json.dumps(asdict(compile_kernel(shipped_kernel, one))), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ def _maker(tensor: torch.Tensor) -> str:
     """The operation that filled a tensor's memory: what its views are views of."""
     node = tensor.grad_fn
     while node is not None:
-        name = node.name().split("Backward")[0]
+        # "SiluBackward0"; of a custom operator "GeneratedBackwardFor_megafold_swiglu_default..."
+        custom = re.match(r"GeneratedBackwardFor_([a-z]+)_(\w+?)_default", node.name())
+        name = f"{custom[1]}::{custom[2]}" if custom else node.name().split("Backward")[0]
         if name not in _VIEWS:
             return "" if "AccumulateGrad" in name else name
         node = node.next_functions[0][0]
@@ -152,8 +155,9 @@ class OperatorCounter(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view:
-            self.calls[func.overloadpacket.__name__] += 1
+        name = func.overloadpacket.__name__
+        if not func.is_view and name != "_unsafe_view":  # which is one, under another flag
+            self.calls[name] += 1
         return func(*args, **(kwargs or {}))
 
     def by_kind(self) -> dict[str, int]:
@@ -162,6 +166,15 @@ class OperatorCounter(TorchDispatchMode):
         for name, count in self.calls.items():
             kinds[_KIND_OF.get(name, "elementwise and other")] += count
         return dict(kinds)
+
+
+def bytes_by_maker(saved: Iterable[SavedTensor]) -> dict[str, int]:
+    """Saved bytes by the operation that computed them, largest first; inputs left out."""
+    total: Counter[str] = Counter()
+    for one in saved:
+        if not one.existing:
+            total[one.made_by or "statistics, masks"] += one.bytes
+    return dict(total.most_common())
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,18 @@ def read(root: Path | str, device: str | None = None, op: str | None = None) -> 
     return [record for path in paths for record in _read_file(path)]
 
 
+def stored(op: str, device: str | None = None) -> list[Record]:
+    """The checkout's records of an operator on this device; where there are none, on a CPU.
+
+    Args:
+        device: a folder of records; None for the one of this device.
+
+    Raises:
+        FileNotFoundError: not a checkout.
+    """
+    return read(folder(), device or device_name(), op) or read(folder(), "cpu", op)
+
+
 def newest(records: Iterable[Record]) -> list[Record]:
     """The latest row of each (operator, shape, dtype, implementation, direction, device)."""
     latest: dict[tuple[str, ...], Record] = {}

@@ -9,7 +9,7 @@ the equation of each in plain PyTorch. Needs torch and triton, nothing else.
 
 from megafold.ops import reference
 from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
-from megafold.ops.dispatch import Choice, backend, explain, use
+from megafold.ops.dispatch import Choice, backend, explain, interpret, use
 from megafold.ops.evo_attention import evo_attention
 from megafold.ops.layer_norm_linear import layer_norm_linear
 from megafold.ops.transition import transition
@@ -21,6 +21,7 @@ __all__ = [
     "backend",
     "evo_attention",
     "explain",
+    "interpret",
     "layer_norm_linear",
     "reference",
     "transition",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -143,6 +144,26 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Ch
     return choose(name, main)
 
 
+def interpret() -> None:
+    """Let Triton's interpreter run the kernels on CPU tensors, from now on in this process.
+
+    For looking at a kernel where there is no GPU: it computes the same numbers, thousands of
+    times slower. Only an explicit ``use("triton")`` runs it; bf16 is cut off where a GPU rounds.
+    Does nothing where ``TRITON_INTERPRET=1`` is set already.
+
+    Raises:
+        RuntimeError: Triton was imported before, so that it is too late.
+    """
+    if _interpreted():
+        return
+    if "triton" in sys.modules:
+        raise RuntimeError(
+            "Triton is imported already; call megafold.ops.interpret() first, "
+            "or start Python with TRITON_INTERPRET=1"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def _obstacle(
     operator: str, kernels: str | None, tensor: torch.Tensor
 ) -> tuple[type[Exception], str] | None:
@@ -157,7 +178,7 @@ def _obstacle(
         return None
     return RuntimeError, (
         f"its input is on {tensor.device}: Triton needs a GPU "
-        "(or TRITON_INTERPRET=1 set before Python starts, for tests)"
+        "(or its interpreter: see megafold.ops.interpret)"
     )
 
 

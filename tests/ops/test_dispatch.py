@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -153,3 +156,32 @@ def test_use_inside_compiled_code_is_honoured():
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(inputs), run(inputs))
     assert ops.backend() == "auto"
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+
+
+INTERPRETED = """
+import torch
+from megafold import ops
+{before}
+ops.interpret()
+x, w = torch.randn(2, 4), torch.randn(8, 4)
+with ops.use("triton"):
+    print(ops.transition(x, None, None, w, w, torch.randn(4, 8)).shape)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, the GPU runs the kernels")
+def test_interpreter_runs_kernels_on_the_cpu_once_asked_for():
+    run = python(INTERPRETED.format(before=""))
+    assert run.stdout.strip() == "torch.Size([2, 4])", run.stderr
+
+
+def test_interpreter_asked_for_too_late_is_an_error():
+    run = python(INTERPRETED.format(before="import triton"))
+    assert "RuntimeError: Triton is imported already" in run.stderr

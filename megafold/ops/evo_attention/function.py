@@ -86,15 +86,15 @@ def check(
                 f"{NAME}: mask has shape {tuple(mask.shape)}, expected [B or 1, S or 1, Nk] = "
                 f"({batch} or 1, {rows} or 1, {keys}) for {described('q', q)}"
             )
-    if pair_bias is not None:
-        if pair_bias.dim() != 4 or not (
-            pair_bias.shape[0] in (batch, 1) and pair_bias.shape[1:] == (heads, queries, keys)
-        ):
-            raise ValueError(
-                f"{NAME}: pair_bias has shape {tuple(pair_bias.shape)}, expected "
-                f"[B or 1, H, Nq, Nk] = ({batch} or 1, {heads}, {queries}, {keys}) "
-                f"for {described('q', q)}"
-            )
+    if pair_bias is not None and tuple(pair_bias.shape) not in (
+        (batch, heads, queries, keys),
+        (1, heads, queries, keys),
+    ):
+        raise ValueError(
+            f"{NAME}: pair_bias has shape {tuple(pair_bias.shape)}, expected "
+            f"[B or 1, H, Nq, Nk] = ({batch} or 1, {heads}, {queries}, {keys}) "
+            f"for {described('q', q)}"
+        )
 
 
 dispatch.register(dispatch.Operator(NAME, evo_attention, check, kernels=None))
