@@ -37,26 +37,35 @@ def measurements(records: Sequence[Record]) -> str:
     if not records:
         return "This project has no measurements yet: `data/records` is empty."
     counts = Counter((record.device, record.op) for record in records)
+    full = {record.device for record in records if _full_model_step(record)}
     newest = {key: max(r.date for r in records if (r.device, r.op) == key)[:10] for key in counts}
     rows = [
-        (device, op, str(number), newest[device, op], _use(device, op))
+        (device, op, str(number), newest[device, op], _use(device, op, full))
         for (device, op), number in sorted(counts.items())
     ]
     return _markdown(("device", "what", "rows", "newest", "in the figures below"), rows)
 
 
 def training_steps(records: Sequence[Record], device: str) -> list[Record]:
-    """The records that stand beside the paper's values of ``device``: whole training steps."""
-    return [r for r in records if r.op == TRAINING_STEP and reference.same_device(r.device, device)]
+    """The records that stand beside the paper's values of ``device``.
+
+    Only steps of the full model, whose shape begins with ``af3``, can be compared with them.
+    """
+    ours = [record for record in records if _full_model_step(record)]
+    return [record for record in ours if reference.same_device(record.device, device)]
 
 
-def _use(device: str, op: str) -> str:
+def _full_model_step(record: Record) -> bool:
+    return record.op == TRAINING_STEP and record.shape.split()[0] == "af3"
+
+
+def _use(device: str, op: str, full: set[str]) -> str:
     if op != TRAINING_STEP:
         return "no: a single operator, not a training step"
     paper = sorted({point.device for point in reference.step_time()})
     if not any(reference.same_device(device, known) for known in paper):
         return f"no: the paper measured on {' and '.join(paper)}"
-    return "yes"
+    return "yes" if device in full else "no: not the full model"
 
 
 def _factors(points: Sequence[Point], device: str) -> dict[int, float]:

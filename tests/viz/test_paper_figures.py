@@ -18,7 +18,7 @@ def on(device: str) -> list[Point]:
 
 def record(**changes: object) -> Record:
     values = {
-        "op": "train_step", "shape": "N256", "dtype": "bfloat16", "impl": "megafold",
+        "op": "train_step", "shape": "af3 N256", "dtype": "bfloat16", "impl": "megafold",
         "direction": "full", "ms": 3000.0, "ms_q1": 2900.0, "ms_q3": 3100.0,
         "peak_mb": 41000.0, "error": None, "device": "NVIDIA H200", "driver": "1",
         "torch": "2", "triton": "3", "revision": "abc", "date": "2030-02-01T10:00:00+00:00",
@@ -68,7 +68,7 @@ def test_the_authors_megafold_is_not_taken_for_this_project() -> None:
 
 
 def test_measurements_are_drawn_in_the_units_of_the_paper() -> None:
-    time = paper_figures.step_time(on("NVIDIA H200"), [record(), record(shape="N128", ms=1500.0)])
+    time = paper_figures.step_time(on("NVIDIA H200"), [record(), record(shape="af3 N128", ms=1500.0)])
     assert list(trace(time, "MegaFold (this project)").x) == [128, 256]
     assert list(trace(time, "MegaFold (this project)").y) == [1.5, 3.0]
     memory = paper_figures.peak_memory(reference.peak_memory(), [record()])

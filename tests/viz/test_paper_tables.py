@@ -21,7 +21,7 @@ def test_every_measurement_is_listed_with_why_it_is_used_or_not() -> None:
     table = paper_tables.measurements(
         [
             record(),
-            record(shape="N512", date="2030-03-01T00:00:00"),
+            record(shape="af3 N512", date="2030-03-01T00:00:00"),
             record(device="Some CPU, 1 thread"),
             record(op="transition"),
         ]
@@ -35,3 +35,9 @@ def test_only_training_steps_on_the_same_device_stand_beside_the_papers_values()
     ours = [record(), record(op="transition"), record(device="AMD MI250X")]
     assert paper_tables.training_steps(ours, "NVIDIA H200") == ours[:1]
     assert paper_tables.training_steps(ours, "AMD MI250") == ours[2:]
+
+
+def test_a_step_of_a_smaller_model_is_not_put_beside_the_papers_values() -> None:
+    small = [record(shape="small N256")]
+    assert paper_tables.training_steps(small, "NVIDIA H200") == []
+    assert "no: not the full model" in paper_tables.measurements(small)
