@@ -13,6 +13,8 @@ import torch
 from megafold.bench import accuracy
 from megafold.bench.cases import Case, Inputs
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # what the operators are tested on
+
 
 def assert_accurate(
     candidate: accuracy.Results, eager: accuracy.Results, exact: accuracy.Results
@@ -27,7 +29,7 @@ def assert_accurate(
 
 
 def assert_case_accurate(
-    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    case: Case, dtype: torch.dtype, device: torch.device | str = DEVICE, seed: int = 0
 ) -> None:
     """Hold the implementation in force to the rule, on random inputs of ``case``."""
     inputs, grad = draw(case, dtype, device, seed)
@@ -39,7 +41,7 @@ def assert_case_accurate(
 
 
 def draw(
-    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    case: Case, dtype: torch.dtype, device: torch.device | str = DEVICE, seed: int = 0
 ) -> tuple[Inputs, torch.Tensor]:
     """Random inputs of a case and a random gradient of its output."""
     generator = torch.Generator().manual_seed(seed)

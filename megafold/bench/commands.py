@@ -96,7 +96,8 @@ def _line(outcome) -> str:
     if r is None:
         return f"{start}{'FAILED: ' if outcome.failed else 'not run: '}{outcome.reason}"
     quartiles = f"{r.ms_q1:.3f} to {r.ms_q3:.3f}"
-    return f"{start}{r.ms:9.3f} {quartiles:>19} {r.peak_mb:9.2f} {r.error:8.1e}"
+    error = "unknown" if r.error is None else f"{r.error:.1e}"
+    return f"{start}{r.ms:9.3f} {quartiles:>19} {r.peak_mb:9.2f} {error:>8}"
 
 
 def _kernels() -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from megafold.bench import accuracy, measure, memory, peers
-from megafold.bench.cases import Case
+from megafold.bench.cases import Case, Inputs
 from megafold.bench.records import Environment, Record, environment
 
 SEED = 20  # of the inputs and of the gradient of the output
@@ -65,7 +65,7 @@ def measure_case(
     """Time, peak memory and error of one implementation of one case.
 
     The error is the worst relative root mean square error against fp64 among the results of
-    this direction.
+    this direction; None where the fp64 reference does not fit into memory.
 
     Raises:
         peers.Unavailable: the implementation does not compute this operator.
@@ -78,10 +78,7 @@ def measure_case(
     grad = None
     if direction == "full":
         grad = torch.randn(case.output_shape, generator=generator).to(device, dtype)
-    exact = accuracy.exact_results(case, inputs, grad)
-    result = accuracy.results(function, inputs, grad)
-    error = max(accuracy.relative_errors(result[name], exact[name])[0] for name in exact)
-    del exact, result
+    error = _error(case, function, inputs, grad)
     call = measure.call_for(function, inputs, direction)
     timing = measure.time_call(call, device, seconds=seconds)
     return Record(
@@ -97,6 +94,18 @@ def measure_case(
         error=error,
         **asdict(around or environment(device)),
     )
+
+
+def _error(
+    case: Case, function: accuracy.Function, inputs: Inputs, grad: torch.Tensor | None
+) -> float | None:
+    """The worst error of any result; None where fp64 does not fit into this device's memory."""
+    result = accuracy.results(function, inputs, grad)
+    try:
+        exact = accuracy.exact_results(case, inputs, grad)
+    except torch.OutOfMemoryError:
+        return None
+    return max(accuracy.relative_errors(result[name], exact[name])[0] for name in exact)
 
 
 def _outcome(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megafold.bench import cases, commands, peers, records, roofline
+from megafold.bench import run as run_module
 from megafold.bench.run import measure_case, run
 
 ATTENTION = cases.case("evo_attention", "B2 S2 N16 H2 D8")
@@ -22,6 +23,7 @@ def bench(*arguments: str) -> int:
     return args.func(args)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # inside torch
 @pytest.mark.parametrize("impl", ["megafold", "eager", "sdpa", "flex"])
 def test_every_implementation_of_attention_computes_the_same(impl):
     inputs = ATTENTION.make_inputs("cpu", torch.float32, torch.Generator().manual_seed(0))
@@ -43,6 +45,18 @@ def test_wrong_result_shows_in_the_error(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "eager", lambda case: lambda i: case.run_reference(i) * 1.5)
     record = measure_case(TRANSITION, "eager", "forward", CPU, torch.float32, seconds=0.01)
     assert record.error == pytest.approx(0.5)
+
+
+def test_error_is_unknown_where_the_truth_does_not_fit_into_memory(monkeypatch, capsys):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("no room for fp64")
+
+    monkeypatch.setattr(run_module.accuracy, "exact_results", too_large)
+    record = measure_case(TRANSITION, "eager", "forward", CPU, torch.float32, seconds=0.01)
+    assert record.error is None
+    assert record.ms > 0
+    bench("transition", "--shape", "M16 C8 H16", "--impl", "eager", "--device", "cpu")
+    assert "unknown" in capsys.readouterr().out
 
 
 def test_what_an_implementation_cannot_do_is_reported_with_its_reason():

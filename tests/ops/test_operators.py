@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megafold import ops
 from megafold.bench import accuracy, cases
-from tests.numerics import assert_case_accurate, draw
+from tests.numerics import DEVICE, assert_case_accurate, draw
 from tests.ops import equations
 
 CASES = [
@@ -154,7 +154,7 @@ def test_compiles_into_one_graph(case):
 @each_case
 def test_autocast_is_like_casting_what_pytorch_would_cast(case):
     inputs, _ = draw(case, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         out = case.run(inputs)
     # adaptive_layer_norm adds to a norm, which autocast leaves in fp32; the others end in a
     # matrix product (or multiply two of them), which autocast returns in bf16.
@@ -172,7 +172,7 @@ def test_autocast_takes_mixed_dtypes_and_nothing_else_does(case):
     inputs, _ = draw(case, torch.float32)
     main = next(iter(inputs))
     mixed = {**inputs, main: inputs[main].bfloat16()}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert torch.isfinite(case.run(mixed)).all()
     with pytest.raises(TypeError, match=rf"{case.op}: \w+ is torch.float32, but {main} is"):
         case.run(mixed)

@@ -9,9 +9,8 @@ from megafold import ops
 from megafold.bench import accuracy, cases
 from megafold.ops.transition import kernels
 from megafold.ops.transition.reference import swiglu_reference
-from tests.numerics import assert_accurate, assert_case_accurate
+from tests.numerics import DEVICE, assert_accurate, assert_case_accurate
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [0, 1, 17, 1023, 1024, 1025, 4097]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
