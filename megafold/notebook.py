@@ -25,9 +25,11 @@ from IPython.display import Markdown, display
 from tqdm.auto import tqdm
 
 import megafold
+from megafold.data.atomic import atomic_write
 from megafold.viz import browser, index, theme
 from megafold.viz.renderer import NotebookRenderer
 from megafold.viz.session import headless
+from megafold.viz.structures import StructureView
 
 __all__ = [
     "figures_folder",
@@ -35,6 +37,7 @@ __all__ = [
     "outputs_folder",
     "progress",
     "save",
+    "save_still",
     "setup",
     "show_source",
     "table",
@@ -130,6 +133,20 @@ def save(figure: go.Figure, name: str) -> None:
     if get_ipython() is not None:  # a plain script has nowhere to show it
         pio.show(figure)
     print(written)
+
+
+def save_still(view: StructureView, name: str) -> None:
+    """Display a structure view and write its still as ``name.png`` beside the figures.
+
+    Without a browser there is no still, and that is said.
+    """
+    display(view)
+    if browser.find_browser() is None:
+        print(f"{name}.png not written: no browser was found")
+        return
+    path = figures_folder() / f"{name}.png"
+    atomic_write(path, view.still())
+    print(f"saved {path.name}")
 
 
 def figures_folder() -> Path:

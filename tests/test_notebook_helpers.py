@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,15 @@ import triton.language as tl
 import megafold
 from megafold import notebook, ops
 from megafold.viz import renderer
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int
+    height: int
+
+
+SHAPES = Shape(3, 4)
 
 
 @triton.jit
@@ -179,3 +189,15 @@ def test_saving_writes_the_figure_and_says_what_it_could_not_write(
 def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"lower case letters, digits"):
         notebook.save(go.Figure(), name)
+
+
+def test_rows_are_shown_as_a_table(shown: list[str]) -> None:
+    notebook.table([{"atoms": 12345, "name": "a|b", "share": 0.123456}])
+    assert shown == ["| atoms | name | share |\n|---:|---|---:|\n| 12,345 | a\\|b | 0.1235 |"]
+
+
+def test_a_table_takes_dataclasses_and_chooses_columns(shown: list[str]) -> None:
+    notebook.table([SHAPES], ["width"])
+    assert shown == ["| width |\n|---:|\n| 3 |"]
+    with pytest.raises(ValueError, match="at least one row"):
+        notebook.table([])

@@ -1,6 +1,6 @@
 """Figures (Plotly), structure views (3Dmol.js) and widgets. Needs the extra ``lab``."""
 
-from megafold.viz.structures import show, show_frames
+from megafold.viz.structures import show, show_frames, structure_view
 from megafold.viz.widgets import frame_browser
 
-__all__ = ["frame_browser", "show", "show_frames"]
+__all__ = ["frame_browser", "show", "show_frames", "structure_view"]

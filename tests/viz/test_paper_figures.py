@@ -68,7 +68,9 @@ def test_the_authors_megafold_is_not_taken_for_this_project() -> None:
 
 
 def test_measurements_are_drawn_in_the_units_of_the_paper() -> None:
-    time = paper_figures.step_time(on("NVIDIA H200"), [record(), record(shape="af3 N128", ms=1500.0)])
+    time = paper_figures.step_time(
+        on("NVIDIA H200"), [record(), record(shape="af3 N128", ms=1500.0)]
+    )
     assert list(trace(time, "MegaFold (this project)").x) == [128, 256]
     assert list(trace(time, "MegaFold (this project)").y) == [1.5, 3.0]
     memory = paper_figures.peak_memory(reference.peak_memory(), [record()])
