@@ -10,6 +10,7 @@ import numpy as np
 from megafold.data.features import Features
 
 INTERFACE_DISTANCE = 15.0  # angstrom, between centre atoms of different chains
+MAX_CHAINS = 20
 # Supplement, table 4: how often each method is drawn for PDB entries.
 WEIGHTS = {"contiguous": 0.2, "spatial": 0.4, "interface": 0.4}
 
@@ -17,7 +18,8 @@ WEIGHTS = {"contiguous": 0.2, "spatial": 0.4, "interface": 0.4}
 def crop(features: Features, size: int, *, generator: np.random.Generator) -> Features:
     """At most ``size`` tokens of a structure, by a method drawn as AlphaFold 3 draws it.
 
-    A structure that fits is returned as it is. A spatial crop never has a token whose centre
+    Of an assembly of more than 20 chains the 20 nearest to a random interface token are kept
+    first. What then fits is returned as it is. A spatial crop never has a token whose centre
     atom is unresolved, so it may be smaller than ``size``.
 
     Raises:
@@ -27,8 +29,31 @@ def crop(features: Features, size: int, *, generator: np.random.Generator) -> Fe
         raise ValueError(f"size is {size}; a crop has at least 1 token")
     if features.num_tokens <= size:
         return features
+    nearest = nearest_chains(features, generator)
+    if nearest is not None:
+        features = features.select(nearest)
+        if features.num_tokens <= size:
+            return features
     method = generator.choice(list(WEIGHTS), p=list(WEIGHTS.values()))
     return features.select(METHODS[method](features, size, generator))
+
+
+def nearest_chains(features: Features, generator: np.random.Generator) -> np.ndarray | None:
+    """Tokens of the 20 chains nearest to a random interface token (supplement, section 2.5.4).
+
+    Near by the closest resolved centre atom. None where there are no more than 20 chains, or
+    no chain is near another.
+    """
+    chains, index = np.unique(features.asym_id, return_inverse=True)
+    candidates = np.flatnonzero(features.is_interface)
+    if len(chains) <= MAX_CHAINS or len(candidates) == 0:
+        return None
+    centres = features.positions[features.center_atom]
+    distance = np.linalg.norm(centres - centres[generator.choice(candidates)], axis=-1)
+    nearest = np.full(len(chains), np.inf)
+    np.minimum.at(nearest, index, np.where(_resolved(features), distance, np.inf))
+    kept = np.argsort(nearest, kind="stable")[:MAX_CHAINS]
+    return np.flatnonzero(np.isin(index, kept))
 
 
 def contiguous_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:

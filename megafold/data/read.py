@@ -5,9 +5,9 @@ alternative locations by largest occupancy; MSE as MET; waters, hydrogens and co
 unknown chemistry removed; crystallisation aids removed from crystal structures; arginine's
 NH1 and NH2 named by distance; the full sequence kept, unresolved residues included; leaving
 atoms removed; polymer chains of unknown residues, of fewer than 4 resolved residues, and
-protein chains with a gap over 10 A between neighbours removed.
+protein chains with a gap over 10 A between neighbours removed; clashing chains removed.
 
-Not done yet: removing clashing chains; keeping at most 20 chains of a large assembly.
+Keeping at most 20 chains of a large assembly is a random choice, and so part of the crop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 from biotite.structure import AtomArray
 from biotite.structure.io import pdbx
 
-from megafold.data.assemble import Link, LinkEnd, Tables, assemble
+from megafold.data.assemble import assemble
+from megafold.data.drafts import Link, LinkEnd, Tables
 from megafold.data.errors import DataError
 from megafold.data.structure import Structure
 

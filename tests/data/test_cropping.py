@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from megafold.data import crop
-from megafold.data.cropping import METHODS, contiguous_crop, interface_crop, spatial_crop
+from megafold.data.cropping import (
+    METHODS,
+    contiguous_crop,
+    interface_crop,
+    nearest_chains,
+    spatial_crop,
+)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -99,6 +105,26 @@ def test_methods_are_drawn_as_often_as_in_alphafold_3(features_of, monkeypatch) 
         crop(f, 10, generator=generator)
     share = {name: count / 2000 for name, count in drawn.items()}
     assert share == pytest.approx({"contiguous": 0.2, "spatial": 0.4, "interface": 0.4}, abs=0.04)
+
+
+def test_of_many_chains_the_20_nearest_to_an_interface_token_are_kept(features_of) -> None:
+    f = features_of("4ZXB")
+    assert len(np.unique(f.asym_id)) == 30
+    rows = nearest_chains(f, np.random.default_rng(0))
+    middle = np.random.default_rng(0).choice(np.flatnonzero(f.is_interface))
+    centres = f.positions[f.center_atom]
+    distance = np.linalg.norm(centres - centres[middle], axis=-1)
+    distance[~f.resolved[f.center_atom]] = np.inf
+    nearest = {chain: distance[f.asym_id == chain].min() for chain in np.unique(f.asym_id)}
+    kept = set(f.asym_id[rows].tolist())
+    assert len(kept) == 20
+    dropped = nearest.keys() - kept
+    assert max(nearest[c] for c in kept) <= min(nearest[c] for c in dropped)
+    np.testing.assert_array_equal(rows, np.flatnonzero(np.isin(f.asym_id, list(kept))))
+
+
+def test_few_chains_are_all_kept(features_of) -> None:
+    assert nearest_chains(features_of("5UGO"), np.random.default_rng(0)) is None
 
 
 def test_a_size_below_one_is_refused(features_of) -> None:

@@ -151,6 +151,37 @@ def test_the_more_occupied_location_is_taken(cif_text, write_cif) -> None:
     assert structure.positions[beta, 0].tolist() == [2.0]
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_where_the_sequence_varies_the_more_occupied_residue_is_taken(
+    in_blocks, cif_text, write_cif
+) -> None:
+    """Residue 1 of crambin as threonine (0.4) and, at the same place, serine (0.6)."""
+    lines, waiting = [], []
+    for line in cif_text.splitlines():
+        fields = line.split()
+        is_first = line.startswith("ATOM") and fields[8] == "1"
+        if not is_first:
+            lines += waiting
+            waiting = []
+        if is_first:
+            fields[4], fields[13] = "A", "0.40"
+            lines.append(" ".join(fields))
+            if fields[3] in ("N", "CA", "C", "O", "CB", "OG1"):
+                fields[3] = fields[3].replace("OG1", "OG")
+                fields[4], fields[5], fields[13] = "B", "SER", "0.60"
+                (waiting if in_blocks else lines).append(" ".join(fields))
+        elif fields == ["1", "1", "THR", "n"]:
+            lines += ["1 1 THR y", "1 1 SER y"]
+        else:
+            lines.append(line)
+    structure = read_structure(write_cif("HETERO.cif", "\n".join(lines) + "\n"))
+    first = _rows(structure, residue_number=1)
+    assert set(structure.layout.residue_name[first].tolist()) == {"SER"}
+    assert structure.layout.atom_name[first].tolist() == ["N", "CA", "C", "O", "CB", "OG"]
+    assert structure.resolved[first].all()
+    assert len(structure.chains[0]) == 46
+
+
 def test_arginine_nh1_is_the_nitrogen_nearer_to_cd(any_sample, structure_of) -> None:
     structure = structure_of(any_sample)
     layout = structure.layout
