@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,23 +68,49 @@ def time_call(
     One call warms up (and compiles). On a GPU every run is timed by events on the device, after
     its cache was overwritten, so that no run finds its input there; on the CPU by the clock.
     """
+    (timing,) = time_in_turns(
+        [call], device, seconds=seconds, min_repeats=min_repeats, max_repeats=max_repeats
+    )
+    return timing
+
+
+def time_in_turns(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device | str,
+    *,
+    seconds: float = 1.0,
+    min_repeats: int = 5,
+    max_repeats: int = 100,
+) -> list[Timing]:
+    """Time several calls, one run of each after the other, as :func:`time_call` times one.
+
+    What is to be compared is measured in turns: where the machine slows down meanwhile, by heat
+    or by other work, it slows down for all alike.
+
+    Args:
+        seconds: for each call, on average.
+    """
     device = torch.device(device)
-    run = _timed_on_gpu(call, device) if device.type == "cuda" else _timed_on_cpu(call)
-    run()
-    times: list[float] = []
+    timed = _timed_on_gpu if device.type == "cuda" else _timed_on_cpu
+    runs = [timed(call, device) for call in calls]
+    for run in runs:
+        run()
+    times: list[list[float]] = []
     start = time.perf_counter()
     while len(times) < max_repeats and (
-        len(times) < min_repeats or time.perf_counter() - start < seconds
+        len(times) < min_repeats or time.perf_counter() - start < seconds * len(runs)
     ):
-        times.append(run())
-    quartiles = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    )
-    q1, median, q3 = quartiles.tolist()
+        times.append([run() for run in runs])
+    return [_timing(of_one) for of_one in zip(*times, strict=True)]
+
+
+def _timing(times: Sequence[float]) -> Timing:
+    share = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    q1, median, q3 = torch.tensor(times, dtype=torch.float64).quantile(share).tolist()
     return Timing(ms=median, ms_q1=q1, ms_q3=q3, repeats=len(times))
 
 
-def _timed_on_cpu(call: Callable[[], object]) -> Callable[[], float]:
+def _timed_on_cpu(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
     def run() -> float:
         start = time.perf_counter()
         result = call()

@@ -43,7 +43,6 @@ def _eager(case: Case) -> Function:
 
 
 def _compile(case: Case) -> Function:
-    torch.compiler.reset()  # each case is compiled for its own shapes
     return torch.compile(case.run_reference, dynamic=False)
 
 
@@ -68,7 +67,6 @@ def _flex(case: Case) -> Function:
         raise Unavailable(f"FlexAttention does not compute {case.op}")
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(inputs: Inputs) -> torch.Tensor:

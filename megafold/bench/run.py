@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -37,19 +37,21 @@ def run(
 ) -> Iterator[Outcome]:
     """Measure every combination; what cannot run is an outcome too, with its reason.
 
-    All rows carry one date.
+    Implementations of one case are timed in turns, and all rows carry one date.
 
     Args:
         impls: names in ``peers.PEERS``; None for all that compute the operator.
         seconds: how long to repeat each call.
     """
     device = torch.device(device)
-    impls, directions = None if impls is None else tuple(impls), tuple(directions)
+    directions = tuple(directions)
+    impls = None if impls is None else tuple(impls)
     around = environment(device)
     for case in cases:
-        for impl in peers.peers_of(case.op) if impls is None else impls:
-            for direction in directions:
-                yield _outcome(case, impl, direction, device, dtype, seconds, around)
+        torch.compiler.reset()  # what is compiled is compiled for this case's shapes
+        for direction in directions:
+            chosen = peers.peers_of(case.op) if impls is None else impls
+            yield from _together(case, chosen, direction, device, dtype, seconds, around)
 
 
 def measure_case(
@@ -60,7 +62,6 @@ def measure_case(
     dtype: torch.dtype,
     *,
     seconds: float = 1.0,
-    around: Environment | None = None,
 ) -> Record:
     """Time, peak memory and error of one implementation of one case.
 
@@ -72,6 +73,53 @@ def measure_case(
         NotImplementedError: the implementation says that it cannot run this on this device.
     """
     device = torch.device(device)
+    prepared = _prepare(case, impl, direction, device, dtype)
+    timing = measure.time_call(prepared.call, device, seconds=seconds)
+    return _record(prepared, timing, direction, dtype, environment(device))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An implementation that ran, with what was measured beside its time."""
+
+    case: Case
+    impl: str
+    call: Callable[[], object]
+    error: float | None
+    peak: int
+
+
+def _together(
+    case: Case,
+    impls: Iterable[str],
+    direction: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float,
+    around: Environment,
+) -> Iterator[Outcome]:
+    """Measure the implementations of one case, timed in turns."""
+    prepared: list[_Prepared] = []
+    for impl in impls:
+        try:
+            prepared.append(_prepare(case, impl, direction, device, dtype))
+        except (peers.Unavailable, NotImplementedError) as why:
+            yield Outcome(case, impl, direction, None, str(why).strip().splitlines()[0])
+        except Exception as error:  # whatever a peer raises is what there is to report
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            yield Outcome(case, impl, direction, None, why, failed=True)
+    if not prepared:
+        return
+    timings = measure.time_in_turns([p.call for p in prepared], device, seconds=seconds)
+    for one, timing in zip(prepared, timings, strict=True):
+        record = _record(one, timing, direction, dtype, around)
+        yield Outcome(case, one.impl, direction, record)
+
+
+def _prepare(
+    case: Case, impl: str, direction: str, device: torch.device, dtype: torch.dtype
+) -> _Prepared:
+    """Run an implementation, for its error and its peak memory."""
     function = peers.implementation(impl, case)
     generator = torch.Generator().manual_seed(SEED)
     inputs = case.make_inputs(device, dtype, generator)
@@ -80,20 +128,7 @@ def measure_case(
         grad = torch.randn(case.output_shape, generator=generator).to(device, dtype)
     error = _error(case, function, inputs, grad)
     call = measure.call_for(function, inputs, direction)
-    timing = measure.time_call(call, device, seconds=seconds)
-    return Record(
-        op=case.op,
-        shape=case.shape,
-        dtype=str(dtype).removeprefix("torch."),
-        impl=impl,
-        direction=direction,
-        ms=timing.ms,
-        ms_q1=timing.ms_q1,
-        ms_q3=timing.ms_q3,
-        peak_mb=memory.peak_bytes(call, device) / memory.MB,
-        error=error,
-        **asdict(around or environment(device)),
-    )
+    return _Prepared(case, impl, call, error, memory.peak_bytes(call, device))
 
 
 def _error(
@@ -108,20 +143,23 @@ def _error(
     return max(accuracy.relative_errors(result[name], exact[name])[0] for name in exact)
 
 
-def _outcome(
-    case: Case,
-    impl: str,
+def _record(
+    prepared: _Prepared,
+    timing: measure.Timing,
     direction: str,
-    device: torch.device,
     dtype: torch.dtype,
-    seconds: float,
     around: Environment,
-) -> Outcome:
-    try:
-        record = measure_case(case, impl, direction, device, dtype, seconds=seconds, around=around)
-    except (peers.Unavailable, NotImplementedError) as reason:
-        return Outcome(case, impl, direction, None, str(reason).strip().splitlines()[0])
-    except Exception as error:  # whatever a peer raises is what there is to report
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        return Outcome(case, impl, direction, None, reason, failed=True)
-    return Outcome(case, impl, direction, record)
+) -> Record:
+    return Record(
+        op=prepared.case.op,
+        shape=prepared.case.shape,
+        dtype=str(dtype).removeprefix("torch."),
+        impl=prepared.impl,
+        direction=direction,
+        ms=timing.ms,
+        ms_q1=timing.ms_q1,
+        ms_q3=timing.ms_q3,
+        peak_mb=prepared.peak / memory.MB,
+        error=prepared.error,
+        **asdict(around),
+    )

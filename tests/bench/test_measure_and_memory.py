@@ -29,6 +29,14 @@ def test_repeats_stop_at_their_bound():
     assert len(calls) == 8  # and one to warm up
 
 
+def test_calls_are_timed_in_turns():
+    order = []
+    calls = [lambda: order.append("a"), lambda: order.append("b")]
+    timings = measure.time_in_turns(calls, "cpu", seconds=0, min_repeats=3)
+    assert order == ["a", "b"] * 4  # one warm-up, three repeats
+    assert [t.repeats for t in timings] == [3, 3]
+
+
 def test_forward_call_builds_no_graph():
     assert not measure.call_for(CASE.run, inputs_of(CASE), "forward")().requires_grad
 
