@@ -145,12 +145,18 @@ class Cache:
         """The entry ``key``, memory-mapped: what is not looked at is not read.
 
         Raises:
-            DataError: There is no such entry, or its file is damaged.
+            DataError: There is no such entry, or its file is damaged or of another version.
         """
         path = self.entry_path(key)
         if not path.is_file():
             raise DataError(f"{self.folder}: no entry {key[:12]}...; build the cache again")
-        return _from_arrays(_map_file(path))
+        arrays, feature_version = _map_file(path)
+        if feature_version != str(FEATURE_VERSION):
+            raise DataError(
+                f"{path}: features of version {feature_version}, this is MegaFold for version "
+                f"{FEATURE_VERSION}. Build the cache again; it makes only what has changed"
+            )
+        return _from_arrays(arrays)
 
     def load(self, name: str) -> Features:
         """The features of the structure called ``name``.
@@ -233,8 +239,8 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _map_file(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as views of one memory map.
+def _map_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a safetensors file as views of one memory map, and their version.
 
     The safetensors package maps files too, but copies each tensor whole when asked for it.
     The format: 8 bytes of header length, a JSON header with dtype, shape and offsets, bytes.
@@ -244,7 +250,7 @@ def _map_file(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8)) if start <= size else {}
-        header.pop("__metadata__", None)
+        feature_version = header.pop("__metadata__")["feature_version"]
         end = start + max(entry["data_offsets"][1] for entry in header.values())
         if end != size:
             raise ValueError(f"{size} bytes, its header says {end}")
@@ -254,8 +260,8 @@ def _map_file(path: Path) -> dict[str, np.ndarray]:
             first, last = (start + offset for offset in entry["data_offsets"])
             flat = raw[first:last].view(_DTYPES[entry["dtype"]])
             arrays[name] = np.asarray(flat).reshape(entry["shape"])
-    except (ValueError, KeyError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path}: damaged cache entry ({error}); delete it and build the cache again"
         ) from error
-    return arrays
+    return arrays, feature_version

@@ -29,25 +29,23 @@ def crop(features: Features, size: int, *, generator: np.random.Generator) -> Fe
         raise ValueError(f"size is {size}; a crop has at least 1 token")
     if features.num_tokens <= size:
         return features
-    nearest = nearest_chains(features, generator)
-    if nearest is not None:
-        features = features.select(nearest)
-        if features.num_tokens <= size:
-            return features
-    method = generator.choice(list(WEIGHTS), p=list(WEIGHTS.values()))
-    return features.select(METHODS[method](features, size, generator))
+    tokens = nearest_chains(features, generator)
+    if len(tokens) > size:
+        method = generator.choice(list(WEIGHTS), p=list(WEIGHTS.values()))
+        tokens = METHODS[method](features, size, generator, tokens)
+    return features.select(tokens)
 
 
-def nearest_chains(features: Features, generator: np.random.Generator) -> np.ndarray | None:
+def nearest_chains(features: Features, generator: np.random.Generator) -> np.ndarray:
     """Tokens of the 20 chains nearest to a random interface token (supplement, section 2.5.4).
 
-    Near by the closest resolved centre atom. None where there are no more than 20 chains, or
-    no chain is near another.
+    Near by the closest resolved centre atom. All tokens where there are no more than 20 chains,
+    or no chain is near another.
     """
     chains, index = np.unique(features.asym_id, return_inverse=True)
     candidates = np.flatnonzero(features.is_interface)
     if len(chains) <= MAX_CHAINS or len(candidates) == 0:
-        return None
+        return np.arange(features.num_tokens)
     centres = features.positions[features.center_atom]
     distance = np.linalg.norm(centres - centres[generator.choice(candidates)], axis=-1)
     nearest = np.full(len(chains), np.inf)
@@ -56,55 +54,90 @@ def nearest_chains(features: Features, generator: np.random.Generator) -> np.nda
     return np.flatnonzero(np.isin(index, kept))
 
 
-def contiguous_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
+def contiguous_crop(
+    features: Features,
+    size: int,
+    generator: np.random.Generator,
+    tokens: np.ndarray | None = None,
+) -> np.ndarray:
     """One run of consecutive tokens from each chain, in random order of chains.
 
     AlphaFold-Multimer, algorithm 1: each run is as long as chance has it, but long enough
     that the chains left can fill the crop.
+
+    Args:
+        features: N tokens.
+        size: How many of them.
+        generator: Every random draw comes from it.
+        tokens: Rows to choose among, whole chains; all if None.
     """
-    chains, starts, lengths = np.unique(features.asym_id, return_index=True, return_counts=True)
+    tokens = _all_or(tokens, features)
+    chain = features.asym_id[tokens]
+    _, starts, lengths = np.unique(chain, return_index=True, return_counts=True)
     added, remaining, rows = 0, int(lengths.sum()), []
-    for chain in generator.permutation(len(chains)):
-        length = int(lengths[chain])
+    for i in generator.permutation(len(starts)):
+        length = int(lengths[i])
         remaining -= length
         longest = min(size - added, length)
         shortest = min(length, max(0, size - added - remaining))
         run = int(generator.integers(shortest, longest + 1))
-        first = int(starts[chain]) + int(generator.integers(0, length - run + 1))
+        first = int(starts[i]) + int(generator.integers(0, length - run + 1))
         rows.append(np.arange(first, first + run))
         added += run
-    return np.sort(np.concatenate(rows))
+    return tokens[np.sort(np.concatenate(rows))]
 
 
-def spatial_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
-    """The tokens around a random one (AlphaFold-Multimer, algorithm 2)."""
-    return _around(features, size, np.flatnonzero(_resolved(features)), generator)
+def spatial_crop(
+    features: Features,
+    size: int,
+    generator: np.random.Generator,
+    tokens: np.ndarray | None = None,
+) -> np.ndarray:
+    """The tokens around a random one (AlphaFold-Multimer, algorithm 2). Arguments as above."""
+    tokens = _all_or(tokens, features)
+    return _around(features, size, generator, tokens, tokens[_resolved(features)[tokens]])
 
 
-def interface_crop(features: Features, size: int, generator: np.random.Generator) -> np.ndarray:
-    """The tokens around a random one that is near another chain.
+def interface_crop(
+    features: Features,
+    size: int,
+    generator: np.random.Generator,
+    tokens: np.ndarray | None = None,
+) -> np.ndarray:
+    """The tokens around a random one that is near another chain. Arguments as above.
 
     A structure without an interface has the spatial crop, as in AlphaFold 3.
     """
-    candidates = np.flatnonzero(features.is_interface)
+    tokens = _all_or(tokens, features)
+    candidates = tokens[features.is_interface[tokens]]
     if len(candidates) == 0:
-        return spatial_crop(features, size, generator)
-    return _around(features, size, candidates, generator)
+        return spatial_crop(features, size, generator, tokens)
+    return _around(features, size, generator, tokens, candidates)
 
 
 METHODS = {"contiguous": contiguous_crop, "spatial": spatial_crop, "interface": interface_crop}
 
 
+def _all_or(tokens: np.ndarray | None, features: Features) -> np.ndarray:
+    return np.arange(features.num_tokens) if tokens is None else tokens
+
+
 def _resolved(features: Features) -> np.ndarray:
+    """Tokens whose centre atom is resolved. [N] bool."""
     return features.resolved[features.center_atom]
 
 
 def _around(
-    features: Features, size: int, candidates: np.ndarray, generator: np.random.Generator
+    features: Features,
+    size: int,
+    generator: np.random.Generator,
+    tokens: np.ndarray,
+    candidates: np.ndarray,
 ) -> np.ndarray:
+    """Of ``tokens`` the nearest to a random one of ``candidates``."""
     if len(candidates) == 0:  # no centre atom is resolved: space says nothing
-        return contiguous_crop(features, size, generator)
-    resolved = np.flatnonzero(_resolved(features))
+        return contiguous_crop(features, size, generator, tokens)
+    resolved = tokens[_resolved(features)[tokens]]
     centres = features.positions[features.center_atom[resolved]]
     middle = features.positions[features.center_atom[generator.choice(candidates)]]
     distance = np.linalg.norm(centres - middle, axis=-1)

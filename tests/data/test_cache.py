@@ -169,6 +169,15 @@ class TestErrors:
         with pytest.raises(DataError, match=r"damaged cache entry .*delete it"):
             cache.get(KEY)
 
+    def test_an_entry_of_another_version(self, cache, features_of, monkeypatch) -> None:
+        from megafold.data import cache as module
+
+        monkeypatch.setattr(module, "FEATURE_VERSION", 10**6)
+        cache.put(KEY, features_of("1CRN"))
+        monkeypatch.undo()
+        with pytest.raises(DataError, match=r"version 1000000, .*Build the cache again"):
+            cache.get(KEY)
+
 
 class TestAtomic:
     """Nothing half-written is ever seen."""

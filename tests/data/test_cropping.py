@@ -95,7 +95,7 @@ def test_methods_are_drawn_as_often_as_in_alphafold_3(features_of, monkeypatch) 
     f, drawn = features_of("1A8O"), Counter()
     for name in METHODS:
 
-        def note(features, size, generator, name=name):
+        def note(features, size, generator, tokens, name=name):
             drawn[name] += 1
             return np.arange(size)
 
@@ -124,7 +124,19 @@ def test_of_many_chains_the_20_nearest_to_an_interface_token_are_kept(features_o
 
 
 def test_few_chains_are_all_kept(features_of) -> None:
-    assert nearest_chains(features_of("5UGO"), np.random.default_rng(0)) is None
+    rows = nearest_chains(features_of("5UGO"), np.random.default_rng(0))
+    np.testing.assert_array_equal(rows, np.arange(378))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_crop_of_some_chains_stays_within_them(method, features_of) -> None:
+    f = features_of("4ZXB")
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        tokens = nearest_chains(f, generator)
+        rows = METHODS[method](f, 100, generator, tokens)
+        assert len(rows) == 100
+        assert set(rows.tolist()) <= set(tokens.tolist())
 
 
 def test_a_size_below_one_is_refused(features_of) -> None:
