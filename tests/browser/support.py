@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +50,18 @@ def colours(locator: Locator) -> int:
     """Number of distinct colours an element shows: 1 where nothing is drawn."""
     picture = Image.open(io.BytesIO(locator.screenshot())).convert("RGB")
     return len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0))
+
+
+def wait_until(page: Page, condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Wait for what the page offers no event for: pixels.
+
+    Raises:
+        AssertionError: naming ``what``, when it has not come to pass.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds:.0f} s: not {what}"
+        page.wait_for_timeout(250)
 
 
 def keep_picture(page: Page, name: str) -> None:

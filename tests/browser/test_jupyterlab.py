@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from megafold import runner
-from tests.browser.support import TOKEN, Traffic, colours, keep_picture
+from tests.browser.support import TOKEN, Traffic, colours, keep_picture, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -26,7 +26,7 @@ RUN_ALL = """async (patience) => {
 }"""
 
 
-def test_a_notebook_runs_and_shows_its_figures_and_structures(
+def test_a_notebook_runs_shows_its_figures_and_structures_and_follows_its_slider(
     jupyterlab: Callable[[Path], str], page: Page, traffic: Traffic
 ) -> None:
     address = jupyterlab(NOTEBOOK)
@@ -42,11 +42,21 @@ def test_a_notebook_runs_and_shows_its_figures_and_structures(
     figure = page.locator(".jp-RenderedPlotly").first
     figure.hover()  # JupyterLab shows the still until the pointer comes
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    assert colours(figure) > 10
+    wait_until(page, lambda: colours(figure) > 10, "a figure drawn")
     view = page.locator("canvas").first
     view.scroll_into_view_if_needed()
+    wait_until(page, lambda: colours(view) > 100, "a structure drawn")
     keep_picture(page, "jupyterlab")
-    assert colours(view) > 100
+
+    frames = page.locator(".jupyter-widgets canvas").first
+    slider = page.locator(".jupyter-widgets .noUi-handle").first
+    slider.scroll_into_view_if_needed()
+    last_frame = frames.screenshot()
+    for _ in range(10):
+        slider.press("ArrowLeft")
+    wait_until(page, lambda: frames.screenshot() != last_frame, "another frame drawn")
+    keep_picture(page, "jupyterlab_slider")
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
     assert page.get_by_text("Error displaying widget").count() == 0

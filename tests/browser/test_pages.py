@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Page
 
 from megafold import runner
-from tests.browser.support import Traffic, colours, keep_picture
+from tests.browser.support import Traffic, colours, keep_picture, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -51,13 +51,13 @@ def test_an_exported_notebook_needs_no_network(
     view = page.locator("canvas")
     view.wait_for()
     view.scroll_into_view_if_needed()
+    wait_until(page, lambda: colours(figure) > 10, "a figure drawn")
+    wait_until(page, lambda: colours(view) > 100, "a structure drawn")
     keep_picture(page, "page")
 
     assert traffic.outside == []
     assert traffic.failed == []
     assert traffic.errors == []
-    assert colours(figure) > 10
-    assert colours(view) > 100
     assert page.locator("mjx-container").count() == 2
     assert page.locator("mjx-merror").count() == 0
 
