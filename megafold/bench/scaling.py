@@ -33,6 +33,12 @@ def leaves(case: Case, device: torch.device | str, dtype: torch.dtype) -> Inputs
     return inputs
 
 
+def kept_bytes(case: Case, device: torch.device | str, dtype: torch.dtype) -> int:
+    """Bytes that autograd keeps for the backward pass of a case, beyond its inputs."""
+    inputs = leaves(case, device, dtype)
+    return memory.saved_bytes(lambda: case.run(inputs), inputs.values())
+
+
 def footprint(case: Case, device: torch.device | str, dtype: torch.dtype) -> Footprint:
     """Measure the memory of one training call of a case."""
     inputs = leaves(case, device, dtype)
@@ -45,7 +51,7 @@ def footprint(case: Case, device: torch.device | str, dtype: torch.dtype) -> Foo
     return Footprint(
         case=case,
         inputs=memory.tensor_bytes(tensors),
-        saved=memory.saved_bytes(lambda: case.run(inputs), tensors),
+        saved=kept_bytes(case, device, dtype),
         peak=memory.peak_bytes(training_call, device),
     )
 

@@ -33,6 +33,9 @@ def test_footprint_of_attention_has_its_cubic_term():
         scaling.footprint(cases.case("evo_attention", shape), "cpu", torch.float32)
         for shape in shapes
     ]
+    assert [p.saved for p in prints] == [
+        scaling.kept_bytes(p.case, "cpu", torch.float32) for p in prints
+    ]
     found = scaling.terms(sizes, [p.saved for p in prints], [3, 2, 1])
     # The weights in fp32; copies of q, k and v; one bool per row.
     assert found == pytest.approx({3: 4 * heads, 2: 3 * 4 * heads * width, 1: 1})
