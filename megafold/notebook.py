@@ -25,7 +25,7 @@ from IPython.display import Markdown, display
 from tqdm.auto import tqdm
 
 import megafold
-from megafold.data.atomic import atomic_write
+from megafold.atomic import atomic_write
 from megafold.viz import browser, index, theme
 from megafold.viz.renderer import NotebookRenderer
 from megafold.viz.session import headless

@@ -12,12 +12,12 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megafold.atomic import atomic_write
 from megafold.lab.progress import Line
 
 if TYPE_CHECKING:
@@ -169,13 +169,13 @@ def run(
         if out is not None:
             _write_page(done, notebooks, out)
         if in_place and not done.failures:
-            _write(path, _serialised(done.notebook))
+            atomic_write(path, _serialised(done.notebook).encode())
     if out is not None:
         from megafold.lab.page import index_page
 
         rows = [(done.name, title(done.notebook, done.name), done.outcome) for done in runs]
         drawn = [str(picture.relative_to(out)) for picture in sorted(figures.glob("*.png"))]
-        _write(out / "index.html", index_page(rows, drawn))
+        atomic_write(out / "index.html", index_page(rows, drawn).encode())
     return runs
 
 
@@ -248,23 +248,13 @@ def _write_page(done: Run, notebooks: Sequence[Path], out: Path) -> None:
     before = names[at - 1] if at > 0 else None
     after = names[at + 1] if at + 1 < len(names) else None
     page = notebook_page(done.notebook, done.name, done.path.parent, before=before, after=after)
-    _write(out / f"{done.name}.html", page)
+    atomic_write(out / f"{done.name}.html", page.encode())
 
 
 def _serialised(notebook: NotebookNode) -> str:
     import nbformat
 
     return nbformat.writes(notebook) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is whole or not there."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -18,12 +18,13 @@ PACKAGE = Path(megafold.__file__).parent
 MAY_IMPORT = {
     "ops": set(),
     "geometry": set(),
+    "atomic": set(),
     "model": {"ops", "geometry"},
-    "data": {"geometry"},
+    "data": {"atomic"},
     "metrics": {"geometry"},
-    "train": {"ops", "model", "data", "metrics", "geometry"},
-    "bench": {"ops", "model", "data", "metrics", "geometry", "train"},
-    "viz": {"ops", "model", "data", "metrics", "geometry", "bench", "train"},
+    "train": {"ops", "model", "data", "metrics", "geometry", "atomic"},
+    "bench": {"ops", "model", "data", "metrics", "geometry", "atomic", "train"},
+    "viz": {"ops", "model", "data", "metrics", "geometry", "atomic", "bench", "train"},
 }
 
 # What `import megafold.X` may not load, directly or through others.

@@ -9,11 +9,9 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -22,6 +20,7 @@ from pathlib import Path
 import torch
 
 import megafold
+from megafold.atomic import atomic_write
 from megafold.bench.cases import DIRECTIONS
 
 IMPLEMENTATIONS = (
@@ -134,8 +133,7 @@ def append(records: Iterable[Record], root: Path | str, device: str) -> list[Pat
         path = Path(root) / device / f"{op}.csv"
         texts[path] = _to_csv([*(_read_file(path) if path.exists() else []), *rows])
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        atomic_write(path, text.encode())
     return list(texts)
 
 
@@ -216,20 +214,6 @@ def _to_csv(records: list[Record]) -> str:
             row[name] = "" if row[name] is None else f"{row[name]:.6g}"
         writer.writerow(row)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _processor() -> str:

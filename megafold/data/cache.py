@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from megafold.data.atomic import atomic_create, atomic_write
+from megafold.atomic import atomic_create, atomic_write
 from megafold.data.errors import DataError
 from megafold.data.features import ARRAY_FIELDS, COLUMN_FIELDS, FEATURE_VERSION, Features
 from megafold.data.layout import AtomLayout

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from megafold.data.atomic import atomic_create
+from megafold.atomic import atomic_create
 from megafold.data.errors import DataError
 
 RCSB = "https://files.rcsb.org/download"

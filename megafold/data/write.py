@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from biotite.structure.io.pdbx import CIFBlock, CIFCategory, CIFFile
 
-from megafold.data.atomic import atomic_write
+from megafold.atomic import atomic_write
 from megafold.data.layout import AtomLayout
 from megafold.data.structure import DNA, LIGAND, PROTEIN, RNA, Structure
 

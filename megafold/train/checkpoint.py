@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from megafold.data.atomic import atomic_create
+from megafold.atomic import atomic_create
 from megafold.model import AlphaFold3, ModelConfig
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import plotly.graph_objects as go
 
+from megafold.atomic import atomic_write
 from megafold.viz import browser
 
 INDEX = "README.md"
@@ -29,20 +29,19 @@ def write_figure(figure: go.Figure, name: str, folder: Path) -> str:
     Returns:
         A sentence saying what was written and what was not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = figure.to_json(pretty=False) + "\n"
     data = folder / f"{name}.json"
     pictures = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
     if not data.exists() or data.read_text(encoding="utf-8") != text:
         for stale in pictures:
             stale.unlink(missing_ok=True)
-        _replace(data, text.encode())
+        atomic_write(data, text.encode())
     missing = [picture for picture in pictures if not picture.exists()]
     if missing and browser.find_browser() is None:
         said = f"saved {data.name}; not {' and '.join(p.name for p in missing)}: no browser found"
     else:
         for picture in missing:
-            _replace(picture, browser.figure_image(figure, picture.suffix[1:], scale=2))
+            atomic_write(picture, browser.figure_image(figure, picture.suffix[1:], scale=2))
         said = f"saved {name}.json, {name}.svg, {name}.png"
     write_index(folder)
     return said
@@ -52,7 +51,7 @@ def write_index(folder: Path) -> Path:
     """Write the page that lists every figure of ``folder`` with its title and picture."""
     entries = [_entry(path) for path in sorted(folder.glob("*.json"))]
     page = folder / INDEX
-    _replace(page, "\n".join([_HEAD, *entries]).encode())
+    atomic_write(page, "\n".join([_HEAD, *entries]).encode())
     return page
 
 
@@ -78,10 +77,3 @@ def _entry(path: Path) -> str:
 def _plain(text: str) -> str:
     """Plotly's text without its tags."""
     return re.sub(r"<[^>]+>", "", re.sub(r"<br ?/?>", " ", text)).strip()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write all of a file or none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

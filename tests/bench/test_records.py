@@ -88,7 +88,7 @@ def test_interrupted_write_leaves_the_old_rows_and_nothing_else(tmp_path, monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "replace", interrupted)
+    monkeypatch.setattr("megafold.atomic.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         records.append([RECORD], tmp_path, "cpu")
     monkeypatch.undo()

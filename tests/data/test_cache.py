@@ -198,7 +198,7 @@ class TestAtomic:
     def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, monkeypatch) -> None:
         import os
 
-        from megafold.data.atomic import atomic_write
+        from megafold.atomic import atomic_write
 
         path = atomic_write(tmp_path / "file", b"old")
         monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
