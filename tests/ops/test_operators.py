@@ -49,6 +49,14 @@ def test_reference_is_the_equation(case):
         torch.testing.assert_close(value, expected[result], rtol=1e-10, atol=1e-12, msg=result)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.op != "evo_attention"], ids=name)
+def test_eps_reaches_every_norm(case):
+    inputs, _ = draw(case, torch.float64)
+    out = case.function(**inputs, **case.options, eps=0.3)
+    expected = getattr(equations, case.op)(**inputs, **case.options, eps=0.3)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", LARGER, ids=name)
 def test_reference_is_as_exact_as_its_dtype_allows(case, dtype):

@@ -191,3 +191,11 @@ def test_kernel_works_under_autocast():
     assert fused.dtype == plain.dtype == torch.bfloat16
     error, _ = accuracy.relative_errors(fused, plain.double())
     assert error < torch.finfo(torch.bfloat16).eps
+
+
+def test_eps_reaches_the_norm_before_the_kernel():
+    case = cases.case("transition", "M8 C8 H16")
+    inputs = case.make_inputs(DEVICE, torch.float32, torch.Generator().manual_seed(0))
+    with ops.use("triton"):
+        fused = ops.transition(**inputs, eps=0.3)
+    torch.testing.assert_close(fused, ops.reference.transition(**inputs, eps=0.3))
