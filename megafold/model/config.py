@@ -78,7 +78,7 @@ CONFIGS = {
         c_m=16, msa_blocks=2, msa_heads=2, c_outer_product=8, msa_rows=64,
         c_template=16, template_blocks=1, template_heads=2,
         c_atom=64, c_atompair=8, atom_blocks=1, atom_heads=4,
-        c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=24,
+        c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=16,
         checkpointing=False,
     ),
 }  # fmt: skip
