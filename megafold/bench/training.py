@@ -51,6 +51,8 @@ def _step_cost(
         return trainer.step(batch).seconds
 
     timing = measure.time_call(step, device, seconds=seconds, min_repeats=2)
+    # The last step's gradients would be released inside the next one and blur its peak.
+    trainer.model.zero_grad(set_to_none=True)
     return Record(
         op="train_step",
         shape=f"{config.name}{' checkpointed' * config.checkpointing} N{batch.num_tokens}",

@@ -35,6 +35,9 @@ _STYLE = """
 main { max-width: 1040px; margin: 0 auto }
 nav { display: flex; gap: 2em; font: 14px sans-serif; padding: 8px 0 16px 70px }
 nav a { color: var(--jp-content-link-color) }
+.jp-RenderedMarkdown .highlight pre {
+  font-family: var(--jp-code-font-family), monospace; font-size: 13px; line-height: 1.35
+}
 """
 
 # The delimiters JupyterLab knows, in prose and LaTeX outputs only: code has dollar signs too.

@@ -37,7 +37,7 @@ class Recipe:
 
     entry: str = "1AS5"  # a bundled sample
     model: str = "tiny"
-    steps: int = 500
+    steps: int = 600
     evaluate_every: int = 100  # steps between sampled structures
     sampler_steps: int = 30
     train: TrainConfig = MEMORISING

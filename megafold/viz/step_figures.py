@@ -55,6 +55,12 @@ def step_costs(records: Sequence[Record]) -> go.Figure:
     figure.update_xaxes(title_text="tokens", rangemode="tozero")
     figure.update_yaxes(title_text="seconds", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="GB", rangemode="tozero", row=1, col=2)
-    figure.update_layout(title="One training step against length", width=900, height=430)
+    figure.update_layout(
+        title="One training step against length",
+        width=900,
+        height=470,
+        margin_t=120,
+        legend={"y": 1.12, "yanchor": "bottom"},
+    )
     devices = sorted({f"{r.device}, {r.date[:10]}" for r in records})
     return theme.caption(figure, "Measured on " + "; ".join(devices) + ".")

@@ -116,7 +116,7 @@ def lddt_curve(evaluations: Sequence[EvaluationLike], *, source: str = "") -> go
 def distance_maps(
     predicted: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None
 ) -> go.Figure:
-    """Distances between residues: predicted, true, and their difference.
+    """Distances between tokens: predicted, true, and their difference.
 
     Args:
         predicted: `[N, 3]` float, angstrom, one point per token.
@@ -154,13 +154,13 @@ def distance_maps(
         square = {"scaleanchor": axis, "autorange": "reversed", "constrain": "domain"}
         figure.update_yaxes(**square, showgrid=False, row=1, col=column)
         figure.update_xaxes(
-            title_text="residue", constrain="domain", showgrid=False, row=1, col=column
+            title_text="token", constrain="domain", showgrid=False, row=1, col=column
         )
-    figure.update_yaxes(title_text="residue", row=1, col=1)
+    figure.update_yaxes(title_text="token", row=1, col=1)
     bar: dict[str, Any] = {"orientation": "h", "thickness": 12, "y": -0.42, "yanchor": "top"}
     bar |= {"title": {"side": "bottom"}}
     figure.update_layout(
-        title="Distances between residues",
+        title="Distances between tokens",
         width=900,
         height=470,
         margin={"t": 80, "b": 110},
