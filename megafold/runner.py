@@ -120,6 +120,8 @@ def execute(
     interrupt = _Interrupt(client)
     # Nobody watches, also where the terminal is VS Code's: no progress bars in what is stored.
     environment = {**os.environ, "MEGAFOLD_HEADLESS": "1"}
+    # PyTorch's profiler warns of memory older than itself, which is not what we count.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if figures is not None:
         environment["MEGAFOLD_FIGURES"] = str(figures.resolve())
     failures: list[Failure] = []

@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Page
 
 from megafold import runner
+from megafold.lab.page import notebook_page
 from tests.browser.support import Traffic, colours, keep_picture, wait_until
 
 pytestmark = pytest.mark.browser
@@ -59,6 +60,25 @@ def test_an_exported_notebook_needs_no_network(
     assert traffic.failed == []
     assert traffic.errors == []
     assert page.locator("mjx-container").count() == 2
+    assert page.locator("mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize("path", runner.find(), ids=lambda path: path.stem)
+def test_the_page_of_each_notebook_needs_no_network(
+    path: Path, tmp_path: Path, page: Page, traffic: Traffic
+) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    html = tmp_path / f"{path.stem}.html"
+    html.write_text(notebook_page(notebook, path.stem, path.parent, before=None, after=None))
+    page.goto(html.as_uri())
+    page.wait_for_load_state("networkidle")
+    for drawn in page.locator(".plotly-graph-div").all():
+        drawn.locator(".main-svg").first.wait_for()
+    for view in page.locator("[id^='3dmolviewer']").all():
+        view.locator("canvas").first.wait_for()
+    assert traffic.outside == []
+    assert traffic.failed == []
+    assert traffic.errors == []
     assert page.locator("mjx-merror").count() == 0
 
 

@@ -80,6 +80,12 @@ def test_is_stored_without_errors(name: str) -> None:
 
 
 @each
+def test_is_stored_without_warnings(name: str) -> None:
+    outputs = [output for cell in code_cells(stored(name)) for output in cell.outputs]
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+
+
+@each
 def test_is_stored_without_widget_state(name: str) -> None:
     notebook = stored(name)
     assert "widgets" not in notebook.metadata
