@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +31,9 @@ _TEMPLATE = """
 {%- block html_head_css -%}<style>{{ resources.megafold_style }}</style>{%- endblock -%}
 {%- block body_header -%}{{ super() }}{{ resources.megafold_navigation }}{%- endblock -%}
 """
+
+# To another notebook: its page lies beside this one.
+_LINK = re.compile(r'href="(\w+)\.ipynb')
 
 _STYLE = """
 main { max-width: 1040px; margin: 0 auto }
@@ -83,7 +87,7 @@ def notebook_page(
     }
     exporter = HTMLExporter(raw_template=_TEMPLATE, embed_images=True)
     page, _ = exporter.from_notebook_node(notebook, resources)
-    return page
+    return _LINK.sub(r'href="\1.html', page)
 
 
 def title(notebook: NotebookNode, name: str) -> str:

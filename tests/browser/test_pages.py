@@ -82,6 +82,19 @@ def test_the_page_of_each_notebook_needs_no_network(
     assert page.locator("mjx-merror").count() == 0
 
 
+def test_notebooks_link_each_others_pages(tmp_path: Path, page: Page) -> None:
+    first, second = tmp_path / "00_first.ipynb", tmp_path / "01_second.ipynb"
+    link = new_markdown_cell("# First\n\nSee [the other](01_second.ipynb).")
+    nbformat.write(new_notebook(cells=[link]), first)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Second")]), second)
+    runner.run([first, second], out=tmp_path / "out")
+    page.goto((tmp_path / "out" / "00_first.html").as_uri())
+    page.get_by_role("link", name="the other").click()
+    page.get_by_role("heading", name="Second").wait_for()
+    page.get_by_role("link", name="00_first").click()
+    page.get_by_role("heading", name="First").wait_for()
+
+
 def test_the_index_links_every_page(exported: Path, page: Page, traffic: Traffic) -> None:
     page.goto((exported.parent / "index.html").as_uri())
     page.get_by_role("link", name="00_page").click()

@@ -115,3 +115,10 @@ def test_begins_with_a_heading_and_the_set_up(name: str) -> None:
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
     assert "notebook.setup()" in code_cells(notebook)[0].source
+
+
+@each
+def test_links_to_what_is_there(name: str) -> None:
+    prose = [cell.source for cell in stored(name).cells if cell.cell_type == "markdown"]
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", "\n".join(prose))
+    assert [target for target in targets if not (runner.FOLDER / target).exists()] == []
