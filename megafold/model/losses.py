@@ -161,7 +161,10 @@ def _noised_copies(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Truth randomly placed, with and without noise, ``[S, A, 3]``, and levels ``[S]``."""
     device = batch.positions.device
-    x = batch.positions.expand(samples, -1, -1)
+    # An unresolved atom stands at the centre: its zero would be a point of the crystal's frame.
+    resolved = batch.resolved[:, None]
+    centre = (batch.positions * resolved).sum(0) / resolved.sum()
+    x = torch.where(resolved, batch.positions, centre).expand(samples, -1, -1)
     x = centre_random_augmentation(x, batch.resolved, generator)
     t = SIGMA_DATA * torch.exp(-1.2 + 1.5 * torch.randn(samples, generator=generator)).to(device)
     noise = torch.randn(x.shape, generator=generator).to(device)

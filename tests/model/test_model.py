@@ -132,6 +132,17 @@ def test_a_trajectory_ends_in_the_sample(model, batch):
     assert torch.equal(path.coordinates, x)
 
 
+def test_where_the_truth_stands_in_its_crystal_does_not_matter(model, batch):
+    resolved = batch.resolved.clone()
+    resolved[:20] = False
+    losses = []
+    for shift in (0.0, 300.0):
+        positions = torch.where(resolved[:, None], batch.positions + shift, 0.0)
+        moved = dataclasses.replace(batch, positions=positions, resolved=resolved)
+        losses.append(training_loss(model, moved, generator=seeded()).total)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
+
+
 def test_no_resolved_atom_is_a_clear_error(model, batch):
     nothing = dataclasses.replace(batch, resolved=torch.zeros_like(batch.resolved))
     with pytest.raises(ValueError, match="no resolved atom"):
