@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import HTML, display
+from IPython.utils.capture import capture_output
 
 from megafold.data.structure import Structure
 from megafold.metrics import superpose
@@ -74,25 +75,38 @@ class FrameBrowser:
         if headless():  # what is stored needs the still of this frame, not a script
             self._fill()
             return
-        # Drawn outside the output area, which would swallow an error.
         drawn = self._draw()
         script = viewer.update_html(drawn.view, drawn.legend_html(), self._shown.view)
-        self._script.clear_output(wait=True)
-        with self._script:
-            display(HTML(script))
+        self._script.outputs = _shown_by(HTML(script))
 
     def _fill(self) -> None:
         """Begin with a view of its own, and the still that stays without a kernel."""
         self._shown = self._draw()
         aim(self._shown.view, {"": self._truth or self.structure}, self._place)
-        self.area.clear_output()
-        with self.area:
-            display(self._shown)
+        self.area.outputs = _shown_by(self._shown)
 
     def _ipython_display_(self) -> None:
         viewer.publish_library()
         self._fill()
         display(self.box)
+
+
+def _shown_by(shown: Any) -> tuple[dict[str, Any], ...]:
+    """What displaying something gives, for ``Output.outputs``.
+
+    Not ``with output: display(...)``: there the client sends messages back while the cell runs,
+    and now and then client and kernel wait for each other for ever (nbclient 0.11 with
+    ipykernel 7). An error is raised here, too, where an output area would swallow it.
+    """
+    with capture_output() as captured:
+        display(shown)
+    outputs = [
+        {"output_type": "display_data", "data": o.data, "metadata": o.metadata or {}}
+        for o in captured.outputs
+    ]
+    if captured.stdout:
+        outputs.append({"output_type": "stream", "name": "stdout", "text": captured.stdout})
+    return tuple(outputs)
 
 
 def frame_browser(
