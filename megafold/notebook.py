@@ -189,8 +189,10 @@ def _cell(value: object) -> str:
 
 def _short(file: Path) -> str:
     """The path from the package on, so that a stored notebook names no machine."""
-    parts = file.parts
-    return "/".join(parts[parts.index("megafold") :]) if "megafold" in parts else file.name
+    file, package = file.resolve(), Path(megafold.__file__).resolve().parent
+    if not file.is_relative_to(package):
+        return file.name
+    return file.relative_to(package.parent).as_posix()
 
 
 def _device() -> str:

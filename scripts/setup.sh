@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 venv=.venv
 stamp=$venv/.megafold-setup
+wanted=${1:-}
 
 say() { printf 'setup: %s\n' "$@"; }
 stop() {
@@ -40,6 +41,17 @@ browser() {
         command -v "$name" >/dev/null && return
     done
     return 1
+}
+
+# Only the tests need this, and asking takes half a second.
+drives_browser() {
+    [ "$wanted" != browser ] || "$venv/bin/python" -m playwright --version >/dev/null 2>&1
+}
+
+compiles() {
+    command -v g++ >/dev/null && "$venv/bin/python" -c \
+        'import pathlib, sysconfig as s; pathlib.Path(s.get_path("include"), "Python.h").open()' \
+        2>/dev/null
 }
 
 fingerprint() {
@@ -83,12 +95,24 @@ install_everything() {
 works || make_venv
 [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint "$venv/bin/python")" ] || install_everything
 
-if ! browser; then
-    may_install && install_packages chromium fonts-liberation || true
+# torch.compile, and Triton on a GPU, build C++ against Python; the driver of the browser tests
+# needs libatomic.
+packages=()
+browser || packages+=(chromium fonts-liberation)
+compiles || packages+=(g++ python3-dev)
+drives_browser || packages+=(libatomic1)
+if [ "${#packages[@]}" -gt 0 ] && may_install; then
+    install_packages "${packages[@]}" || true # what is still missing is named below
 fi
+compiles ||
+    say "no C++ compiler or no Python headers: torch.compile and Triton on a GPU do not work." \
+        "On Debian: sudo apt-get install g++ python3-dev"
 if ! browser; then
     missing="no browser (Chromium or Chrome) found. On Debian: sudo apt-get install chromium"
-    [ "${1:-}" = browser ] && stop "$missing" \
+    [ "$wanted" = browser ] && stop "$missing" \
         "All tests but those in a browser: .venv/bin/python -m pytest -m 'not browser'"
     say "$missing" "Everything runs without it, but figures are not saved as PNG and SVG."
 fi
+drives_browser ||
+    stop "the browser cannot be driven: .venv/bin/python -m playwright --version says why." \
+        "On a small Debian: sudo apt-get install libatomic1"

@@ -80,7 +80,7 @@ def test_a_figure_has_a_picture_beside_it_where_a_browser_draws_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(renderer.browser, "find_browser", lambda: "a browser")
-    monkeypatch.setattr(renderer.browser, "figure_image", lambda figure: b"a picture")
+    monkeypatch.setattr(renderer.browser, "figure_image", lambda figure, scale: b"a picture")
     bundle = renderer.NotebookRenderer().to_mimebundle(go.Figure().to_dict())
     assert base64.b64decode(bundle["image/png"]) == b"a picture"
 
