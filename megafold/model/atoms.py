@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
+from megafold.model.gather import take
 from megafold.model.primitives import ConditionedTransition, LayerNormLinear, linear
 from megafold.model.windows import AtomWindows
 
@@ -146,7 +147,7 @@ class AtomAttentionEncoder(nn.Module):
         q = c
         if self.conditioned:
             token = batch.atom_to_token
-            c = c + self.trunk_s(s)[token]
+            c = c + take(self.trunk_s(s), token)
             p = p + _pair_of_tokens(self.trunk_z(z), token, windows)
         relu = torch.relu(c)
         p = p + windows.queries(self.linear_p_l(relu)).squeeze(1)[:, :, None]
@@ -186,7 +187,7 @@ class AtomAttentionDecoder(nn.Module):
         self, a: torch.Tensor, atoms: AtomRepresentation, batch: Batch, windows: AtomWindows
     ) -> torch.Tensor:
         """a ``[S, N, c_token]``; returns ``[S, A, 3]``."""
-        q = self.linear_token(a)[:, batch.atom_to_token] + atoms.q
+        q = take(self.linear_token(a), batch.atom_to_token, dim=1) + atoms.q
         q = self.transformer(q, atoms.c, atoms.p, batch.atom_mask, windows)
         return self.position(q)
 
@@ -204,7 +205,7 @@ def _pair_of_tokens(
     """z ``[N, N, C]`` at the tokens of each (query, key) atom pair: ``[W, 32, 128, C]``."""
     queries = windows.queries(atom_to_token.unsqueeze(0)).squeeze(1)
     keys = windows.keys(atom_to_token.unsqueeze(0)).squeeze(1)
-    return z[queries[:, :, None], keys[:, None]]
+    return take(z.flatten(0, 1), queries[:, :, None] * z.shape[1] + keys[:, None])
 
 
 def _mean_over_atoms(x: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from megafold.geometry import centre_random_augmentation, weighted_rigid_align
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.diffusion import SIGMA_DATA
+from megafold.model.gather import take
 from megafold.model.heads import distance_breaks
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def smooth_lddt_loss(x: torch.Tensor, batch: Batch) -> torch.Tensor:
     true = torch.linalg.vector_norm(batch.positions[first] - batch.positions[second], dim=-1)
 
     def score(copies: torch.Tensor) -> torch.Tensor:
-        difference = copies.index_select(1, first) - copies.index_select(1, second)
+        difference = take(copies, first, dim=1) - take(copies, second, dim=1)
         error = (difference.square().sum(-1).add(1e-10).sqrt() - true).abs()
         close = sum(torch.sigmoid(threshold - error) for threshold in (0.5, 1.0, 2.0, 4.0)) / 4
         return (close * weight).sum(-1) / weight.sum()
