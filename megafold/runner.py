@@ -182,7 +182,10 @@ def run(
 
 
 class _Interrupt:
-    """Ctrl-C while a notebook runs. nbclient would take it for a kernel that died."""
+    """Ctrl-C, or a request to end, while a notebook runs.
+
+    nbclient would shut the kernel down, and we would take that for a failure and go on.
+    """
 
     def __init__(self, client: NotebookClient) -> None:
         self.seen = False
@@ -197,8 +200,9 @@ class _Interrupt:
             self._client.shutdown_kernel = "immediate"
             task.cancel()
 
-        with contextlib.suppress(RuntimeError):  # outside the main thread there is no Ctrl-C
-            loop.add_signal_handler(signal.SIGINT, stop)
+        with contextlib.suppress(RuntimeError):  # outside the main thread there are no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop)
 
 
 def _client(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookClient:

@@ -153,7 +153,8 @@ def test_the_command_fails_when_a_notebook_does(
     assert cli.main(["notebooks", "run", "no_such"]) == 2
 
 
-def test_control_c_stops_all_and_leaves_no_kernel(write: Write) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_and_leaves_no_kernel(write: Write, number: signal.Signals) -> None:
     mark = "import os\nopen('started', 'w').write(str(os.getpid()))"
     path = write("00_slow", mark, "import time\ntime.sleep(60)")
     code = (
@@ -164,7 +165,7 @@ def test_control_c_stops_all_and_leaves_no_kernel(write: Write) -> None:
     while not (started.exists() and started.read_text()):
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert "KeyboardInterrupt" in errors
     with pytest.raises(ProcessLookupError):
