@@ -116,7 +116,8 @@ def test_in_place_twice_stores_the_same(write: Write) -> None:
 
 def test_a_stored_widget_is_a_note_and_what_it_showed(write: Write) -> None:
     source = (
-        "import ipywidgets\nshown = ipywidgets.Output()\nwith shown:\n    print('inside')\n"
+        "import ipywidgets\nshown = ipywidgets.Output()\n"
+        "shown.outputs = ({'output_type': 'stream', 'name': 'stdout', 'text': 'inside\\n'},)\n"
         "ipywidgets.VBox([ipywidgets.Button(), shown])"
     )
     path = write("00_widget", source)
