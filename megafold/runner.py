@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[1]
 FOLDER = CHECKOUT / "notebooks"
 CELL_TIMEOUT = 900  # seconds for one cell
-START_TIMEOUT = 120  # seconds for a kernel to start on a busy machine
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ def execute(
     from nbclient.exceptions import CellControlSignal
 
     from megafold.lab.clean import clean, widget_errors
+    from megafold.lab.client import notebook_client
 
     notebook = nbformat.read(path, as_version=4)
     code = [i for i, cell in enumerate(notebook.cells) if _is_run(cell)]
@@ -115,7 +115,7 @@ def execute(
             at = f"cell {code.index(cell_index) + 1} of {len(code)}"
             line.update(at)
 
-    client = _client(notebook, path.parent, timeout)
+    client = notebook_client(notebook, path.parent, timeout)
     client.on_cell_start = on_cell_start
     interrupt = _Interrupt(client)
     # Nobody watches, also where the terminal is VS Code's: no progress bars in what is stored.
@@ -203,24 +203,6 @@ class _Interrupt:
         with contextlib.suppress(RuntimeError):  # outside the main thread there are no signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop)
-
-
-def _client(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookClient:
-    from jupyter_client.kernelspec import KernelSpecManager
-    from nbclient import NotebookClient
-
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=timeout,
-        startup_timeout=START_TIMEOUT,
-        record_timing=False,
-        extra_arguments=["--Application.log_level=ERROR"],
-        resources={"metadata": {"path": str(folder)}},
-    )
-    # Without installed kernels to choose from, "python3" is the Python that runs this.
-    client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-    return client
 
 
 def _is_run(cell: NotebookNode) -> bool:

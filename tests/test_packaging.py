@@ -31,7 +31,7 @@ CONDA_NAMES = {
 # Not on conda-forge; in the environment's pip section.
 FROM_PIP = {"pyhmmer"}
 # What a package is called when imported, where that is not its name.
-IMPORT_NAMES = {"Bio": "biopython", "PIL": "pillow"}
+IMPORT_NAMES = {"Bio": "biopython", "PIL": "pillow", "zmq": "pyzmq"}
 
 
 def project() -> dict:

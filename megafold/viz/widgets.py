@@ -94,9 +94,9 @@ class FrameBrowser:
 def _shown_by(shown: Any) -> tuple[dict[str, Any], ...]:
     """What displaying something gives, for ``Output.outputs``.
 
-    Not ``with output: display(...)``: there the client sends messages back while the cell runs,
-    and now and then client and kernel wait for each other for ever (nbclient 0.11 with
-    ipykernel 7). An error is raised here, too, where an output area would swallow it.
+    Not ``with output: display(...)``: an error is raised here, where an output area would
+    swallow it, and clients other than ours (nbconvert, papermill) can miss the cell's reply when
+    it draws (:class:`megafold.lab.client.ShellChannel`).
     """
     with capture_output() as captured:
         display(shown)
