@@ -14,9 +14,11 @@ from megafold.ops.evo_attention import evo_attention
 from megafold.ops.layer_norm_linear import layer_norm_linear
 from megafold.ops.transition import transition
 from megafold.ops.triangle_multiplication import triangle_multiplication
+from megafold.ops.tuning import Config, reset_configs, use_config
 
 __all__ = [
     "Choice",
+    "Config",
     "adaptive_layer_norm",
     "backend",
     "evo_attention",
@@ -24,7 +26,9 @@ __all__ = [
     "interpret",
     "layer_norm_linear",
     "reference",
+    "reset_configs",
     "transition",
     "triangle_multiplication",
     "use",
+    "use_config",
 ]

@@ -52,6 +52,13 @@ def _autocast_enabled(device_type: str) -> bool:
     return available and torch.is_autocast_enabled(device_type)
 
 
+def autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """An operand as ``torch.autocast`` would give it to a matrix product; fp64 is left alone."""
+    if tensor.dtype == torch.float64 or not _autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
 def check_mask(operator: str, mask: torch.Tensor, like: torch.Tensor) -> None:
     """Require a boolean mask (True = real) on the device of ``like``."""
     if not isinstance(mask, torch.Tensor):

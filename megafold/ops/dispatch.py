@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,14 +39,16 @@ _backend_for_dynamo = "auto"
 
 @dataclass(frozen=True)
 class Choice:
-    """What would run for one call, and why. ``str()`` of it is one readable line."""
+    """What would run for one call, and why; printed, one line and one more for each kernel."""
 
     operator: str
     implementation: str  # "torch" or "triton"
     reason: str
+    kernels: tuple[str, ...] = ()  # block sizes of each kernel, and where they are from
 
     def __str__(self) -> str:
-        return f"{self.operator}: {self.implementation} ({self.reason})"
+        first = f"{self.operator}: {self.implementation} ({self.reason})"
+        return "\n  ".join((first, *self.kernels))
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Operator:
     function: Callable[..., torch.Tensor]  # the public function
     check: Callable[..., None]  # raises for bad input; the same signature
     kernels: str | None  # what Triton computes of it; None where there is no kernel
+    configs: Callable[..., tuple[str, ...]] | None = None  # block sizes, in words, for a call
 
 
 REGISTRY: dict[str, Operator] = {}
@@ -141,7 +144,11 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Ch
         raise ValueError(f"unknown operator {name!r}; choose one of {tuple(REGISTRY)}")
     REGISTRY[name].check(*args, **kwargs)
     main = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
-    return choose(name, main)
+    choice = choose(name, main)
+    configs = REGISTRY[name].configs
+    if choice.implementation == "triton" and configs is not None:
+        return replace(choice, kernels=configs(*args, **kwargs))
+    return choice
 
 
 def interpret() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import check_floats, check_mask, described
+from megafold.ops.checks import autocast, check_floats, check_mask, described
 from megafold.ops.evo_attention.reference import reference
 
 NAME = "evo_attention"
+WIDEST = 128  # head width that a tile of the kernels holds
 
 
 def evo_attention(
@@ -29,7 +30,8 @@ def evo_attention(
     (B = windows) and many diffusion samples on one bias (S = samples).
 
     Args:
-        q: ``[B, S, Nq, H, D]``, fp32, bf16, fp16 (or fp64); any strides, also expanded.
+        q: ``[B, S, Nq, H, D]``, fp32, bf16, fp16 (or fp64); any strides, also expanded; D at
+            most 128.
         k, v: ``[B, S, Nk, H, D]``, dtype of q.
         mask: bool ``[B or 1, S or 1, Nk]``, True = attend. None attends everywhere.
         pair_bias: ``[B or 1, H, Nq, Nk]``, dtype of q or fp32, finite. Shared over S, and over
@@ -48,8 +50,15 @@ def evo_attention(
     without projections and gates.
     """
     check(q, k, v, mask, pair_bias, scale=scale)
-    dispatch.choose(NAME, q)
-    return reference(q, k, v, mask, pair_bias, scale=scale)
+    if dispatch.choose(NAME, q).implementation == "torch":
+        return reference(q, k, v, mask, pair_bias, scale=scale)
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.ops.evo_attention.library import attend
+
+    q, k, v = (autocast(t) for t in (q, k, v))
+    if pair_bias is not None and pair_bias.dtype == torch.float64:  # beside autocast only
+        pair_bias = pair_bias.float()
+    return attend(q, k, v, mask, pair_bias, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def check(
@@ -63,8 +72,11 @@ def check(
 ) -> None:
     """Raise TypeError or ValueError where the arguments are not a valid call."""
     check_floats(NAME, {"q": q, "k": k, "v": v}, {"pair_bias": pair_bias}, fp32=("pair_bias",))
-    if q.dim() != 5 or q.shape[-1] == 0:
-        raise ValueError(f"{NAME}: q has shape {tuple(q.shape)}, expected [B, S, Nq, H, D], D > 0")
+    if q.dim() != 5 or not 0 < q.shape[-1] <= WIDEST:
+        raise ValueError(
+            f"{NAME}: q has shape {tuple(q.shape)}, expected [B, S, Nq, H, D] with D from 1 to "
+            f"{WIDEST}"
+        )
     batch, rows, queries, heads, width = q.shape
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dim() != 5 or tensor.shape[:2] != q.shape[:2] or tensor.shape[3:] != q.shape[3:]:
@@ -97,4 +109,29 @@ def check(
         )
 
 
-dispatch.register(dispatch.Operator(NAME, evo_attention, check, kernels=None))
+def _configs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    pair_bias: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> tuple[str, ...]:
+    """The block sizes of every kernel this call would run, and where they are from."""
+    from megafold.ops.evo_attention import launch
+
+    q = autocast(q)
+    problem = launch.Problem.of(q, k, pair_bias)
+    lines = []
+    for kernel in launch.KERNELS:
+        if kernel == launch.GRAD_BIAS and (pair_bias is None or problem.rows_per_bias == 1):
+            continue  # the kernel for q writes the gradient of a bias that no rows share
+        found = launch.config_of(kernel, problem, q.device, q.dtype)
+        lines.append(f"{kernel}: {found.config} ({found.source})")
+    return tuple(lines)
+
+
+dispatch.register(
+    dispatch.Operator(NAME, evo_attention, check, "forward and backward are kernels", _configs)
+)

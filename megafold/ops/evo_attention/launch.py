@@ -1,0 +1,304 @@
+"""EvoAttention on the host: shapes, block sizes, memory, and the launches of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+
+from megafold.ops.evo_attention import kernels
+from megafold.ops.tuning import Found, lookup
+
+FORWARD = "evo_attention.forward"
+GRAD_Q = "evo_attention.grad_q"
+GRAD_KV = "evo_attention.grad_kv"
+GRAD_BIAS = "evo_attention.grad_bias"
+KERNELS = (FORWARD, GRAD_Q, GRAD_KV, GRAD_BIAS)
+
+SMALLEST_BLOCK = 16  # the least that tensor cores multiply
+WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of one call, and what of them the kernels are compiled or launched with."""
+
+    batch: int
+    rows: int
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    rows_per_bias: int  # rows that share one bias: S, or B S
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor, pair_bias: torch.Tensor | None) -> Problem:
+        batch, rows, queries, heads, width = q.shape
+        shared = pair_bias is None or pair_bias.shape[0] == 1
+        per_bias = batch * rows if shared else rows
+        return cls(batch, rows, queries, k.shape[2], heads, width, per_bias)
+
+    @property
+    def total_rows(self) -> int:
+        return self.batch * self.rows
+
+    @property
+    def biases(self) -> int:
+        return self.total_rows // self.rows_per_bias if self.rows_per_bias else 0
+
+
+def padded_width(width: int) -> int:
+    """The width a kernel computes with: the next power of two, 16 at least."""
+    return max(SMALLEST_BLOCK, triton.next_power_of_2(width))
+
+
+def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Found:
+    """The block sizes a kernel runs with for a problem, and where they are from."""
+    sizes = (
+        ("D", padded_width(problem.width)),
+        ("N", problem.queries),
+        ("K", problem.keys),
+        ("R", problem.rows_per_bias),
+    )
+    return lookup(kernel, device, dtype, sizes)
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    pair_bias: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output ``[B, S, N, H, D]`` and the statistics fp32 ``[2, B S, H, N]``."""
+    problem = Problem.of(q, k, pair_bias)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    stats = torch.empty(
+        (2, problem.total_rows, problem.heads, problem.queries),
+        dtype=torch.float32,
+        device=q.device,
+    )
+    if out.numel():
+        launch_forward(problem, q, k, v, mask, readable(pair_bias), out, stats, scale)
+    return out, stats
+
+
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    pair_bias: torch.Tensor | None,
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    scale: float,
+    asked: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The gradients asked for of q, k, v and pair_bias, in this order; others are not computed."""
+    problem = Problem.of(q, k, pair_bias)
+    for_q, for_k, for_v, for_bias = asked
+    grad_q = _empty_like(q) if for_q else None
+    grad_k = _empty_like(k) if for_k else None
+    grad_v = _empty_like(v) if for_v else None
+    grad_bias = _empty_like(pair_bias) if for_bias else None
+    results = [g for g in (grad_q, grad_k, grad_v, grad_bias) if g is not None]
+    if not out.numel() or not problem.keys:  # no key: what there is does not depend on anything
+        return [g.zero_() for g in results]
+    bias = readable(pair_bias)
+    delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
+    alone = grad_bias if problem.rows_per_bias == 1 else None
+    launch_grad_q(
+        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
+    )  # fmt: skip
+    if for_k or for_v:
+        launch_grad_kv(
+            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+        )  # fmt: skip
+    if for_bias and alone is None:
+        launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale)
+    return results
+
+
+def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> None:
+    """Fill ``out`` and ``stats``; arguments as those of the kernel."""
+    found = config_of(FORWARD, problem, q.device, q.dtype).config
+    blocks = _fitted(found.blocks, problem)
+    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
+    grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
+    with torch.cuda.device_of(q):
+        return kernels.forward_kernel[grid](
+            q, k, v, mask, bias, out, stats,
+            *q.stride(), *k.stride(), *v.stride(), *_mask_strides(mask), *_bias_strides(bias),
+            *_scalars(problem, scale),
+            **_constants(problem, q, mask, bias, blocks),
+            num_warps=found.num_warps, num_stages=found.num_stages,
+        )  # fmt: skip
+
+
+def launch_grad_q(
+    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
+) -> None:
+    """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
+    found = config_of(GRAD_Q, problem, q.device, q.dtype).config
+    blocks = _fitted(found.blocks, problem)
+    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
+    grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
+    with torch.cuda.device_of(q):
+        return kernels.grad_q_kernel[grid](
+            q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias,
+            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
+            *_mask_strides(mask), *_bias_strides(bias),
+            *_scalars(problem, scale),
+            **_constants(problem, q, mask, bias, blocks),
+            STORE_Q=grad_q is not None, STORE_BIAS=grad_bias is not None,
+            num_warps=found.num_warps, num_stages=found.num_stages,
+        )  # fmt: skip
+
+
+def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> None:
+    """Fill ``grad_k`` and ``grad_v`` where they are not None."""
+    found = config_of(GRAD_KV, problem, q.device, q.dtype).config
+    blocks = _fitted(found.blocks, problem)
+    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
+    grid = (triton.cdiv(problem.keys, blocks["BLOCK_K"]) * problem.heads * groups,)
+    with torch.cuda.device_of(q):
+        return kernels.grad_kv_kernel[grid](
+            q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v,
+            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
+            *_mask_strides(mask), *_bias_strides(bias),
+            *_scalars(problem, scale),
+            **_constants(problem, q, mask, bias, blocks),
+            STORE_K=grad_k is not None, STORE_V=grad_v is not None,
+            num_warps=found.num_warps, num_stages=found.num_stages,
+        )  # fmt: skip
+
+
+def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale) -> None:
+    """Fill ``grad_bias``: the rows in groups, then the sum of the groups."""
+    found = config_of(GRAD_BIAS, problem, q.device, q.dtype).config
+    blocks = _fitted(found.blocks, problem)
+    tiles = (
+        triton.cdiv(problem.queries, blocks["BLOCK_Q"])
+        * triton.cdiv(problem.keys, blocks["BLOCK_K"])
+        * problem.heads
+        * problem.biases
+    )
+    groups = row_groups(
+        problem, tiles, multiprocessors(q.device), 4 * grad_bias.numel(),
+        q.numel() * q.element_size(),
+    )  # fmt: skip
+    per_group = triton.cdiv(problem.rows_per_bias, groups)
+    groups = triton.cdiv(problem.rows_per_bias, per_group)
+    sums = grad_bias
+    if groups > 1:
+        sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
+    with torch.cuda.device_of(q):
+        compiled = kernels.grad_bias_kernel[(tiles * groups,)](
+            q, k, v, mask, bias, stats, grad, delta, sums,
+            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
+            *_mask_strides(mask), *_bias_strides(bias),
+            *_scalars(problem, scale), problem.biases, per_group,
+            **_constants(problem, q, mask, bias, blocks),
+            num_warps=found.num_warps, num_stages=found.num_stages,
+        )  # fmt: skip
+    if groups > 1:
+        if grad_bias.dtype == torch.float32:
+            torch.sum(sums, dim=0, out=grad_bias)
+        else:
+            grad_bias.copy_(sums.sum(dim=0))
+    return compiled
+
+
+def row_groups(
+    problem: Problem, tiles: int, processors: int, sum_bytes: int, spare_bytes: int
+) -> int:
+    """Into how many groups of rows the gradient of the bias is split.
+
+    Enough for every multiprocessor to have work, while the sums of all groups take no more than
+    a quarter of the memory of q.
+    """
+    wanted = triton.cdiv(WAVES * processors, tiles)
+    allowed = spare_bytes // (4 * sum_bytes)
+    return max(1, min(wanted, allowed, problem.rows_per_bias))
+
+
+@lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def readable(bias: torch.Tensor | None) -> torch.Tensor | None:
+    """The bias as the kernels read it: with neighbours in memory along keys or along queries.
+
+    A bias cut out of a projection has heads or channels there; its copy is small beside q,
+    and every tile of it is read many times.
+    """
+    if bias is None or bias.stride(-1) == 1 or bias.stride(-2) == 1:
+        return bias
+    return bias.contiguous()
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _fitted(blocks, problem: Problem) -> dict[str, int]:
+    """The block sizes of a table, no larger than the problem."""
+    fitted = dict(blocks)
+    if "ROWS" in fitted:
+        fitted["ROWS"] = min(fitted["ROWS"], problem.rows_per_bias)
+    for name, size in (("BLOCK_Q", problem.queries), ("BLOCK_K", problem.keys)):
+        fitted[name] = min(fitted[name], max(SMALLEST_BLOCK, triton.next_power_of_2(size)))
+    return fitted
+
+
+def _constants(problem: Problem, q, mask, bias, blocks) -> dict[str, object]:
+    block_d = padded_width(problem.width)
+    return {
+        "HAS_MASK": mask is not None,
+        "HAS_BIAS": bias is not None,
+        "EVEN_Q": problem.queries % blocks["BLOCK_Q"] == 0,
+        "EVEN_K": problem.keys % blocks["BLOCK_K"] == 0,
+        "EVEN_D": problem.width == block_d,
+        "PRECISION": _precision(q),
+        "BLOCK_D": block_d,
+        **blocks,
+    }
+
+
+def _precision(q: torch.Tensor) -> str:
+    """How fp32 operands are multiplied: as torch's own setting says for its products."""
+    fp32 = q.dtype == torch.float32 and q.device.type == "cuda" and torch.version.hip is None
+    return "tf32" if fp32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _scalars(problem: Problem, scale: float) -> tuple[float | int, ...]:
+    return (
+        scale,
+        problem.rows,
+        problem.rows_per_bias,
+        problem.total_rows * problem.heads * problem.queries,
+        problem.queries,
+        problem.keys,
+        problem.heads,
+        problem.width,
+    )
+
+
+def _mask_strides(mask: torch.Tensor | None) -> tuple[int, int, int]:
+    if mask is None:
+        return 0, 0, 0
+    batch, rows, keys = mask.stride()
+    return (batch if mask.shape[0] > 1 else 0), (rows if mask.shape[1] > 1 else 0), keys
+
+
+def _bias_strides(bias: torch.Tensor | None) -> tuple[int, int, int, int]:
+    return (0, 0, 0, 0) if bias is None else bias.stride()

@@ -1,0 +1,118 @@
+"""Which block sizes a kernel runs with: an override, the table of the device, or the default."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from megafold.ops.tuning.table import DEFAULT, Entry, tables
+
+Sizes = tuple[tuple[str, int], ...]  # ordered, so that they can be looked up quickly
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block sizes of one kernel, and how Triton compiles it."""
+
+    blocks: Mapping[str, int]  # the kernel's block arguments by name, such as BLOCK_Q
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:
+        blocks = " ".join(f"{name} {size}" for name, size in self.blocks.items())
+        return f"{blocks} warps {self.num_warps} stages {self.num_stages}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A configuration and where it comes from, in words."""
+
+    config: Config
+    source: str
+
+
+# Process-wide: the backward pass runs in threads of its own and must see the same.
+_overrides: dict[str, Config] = {}
+
+
+@contextmanager
+def use_config(kernel: str, config: Config) -> Iterator[None]:
+    """Run one kernel with these block sizes, whatever the tables say; for the whole process.
+
+    Holds in backward passes that begin inside. Raises nothing by itself: a configuration that
+    does not fit the GPU fails in the call, with Triton's ``OutOfResources``.
+
+    Args:
+        kernel: ``"evo_attention.forward"`` and the like; ``megafold.ops.explain`` names them.
+        config: every block argument of that kernel.
+    """
+    before = _overrides.get(kernel)
+    _overrides[kernel] = config
+    try:
+        yield
+    finally:
+        if before is None:
+            _overrides.pop(kernel, None)
+        else:
+            _overrides[kernel] = before
+
+
+def reset_configs() -> None:
+    """Forget every override, those of ``use_config`` blocks that are still open too."""
+    _overrides.clear()
+
+
+def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Found:
+    """The configuration a kernel runs with, and where it is from.
+
+    Args:
+        sizes: name and number; the first must agree with an entry's, and of those entries the
+            one nearest in the others counts (by ratios).
+
+    Raises:
+        LookupError: no table has the kernel at this first size.
+    """
+    override = _overrides.get(kernel)
+    if override is not None:
+        return Found(override, "use_config")
+    return _from_tables(kernel, device_slug(device), dtype.itemsize * 8, sizes)
+
+
+@lru_cache(maxsize=4096)
+def _from_tables(kernel: str, device: str, bits: int, sizes: Sizes) -> Found:
+    (key, wanted), *others = sizes
+    for name, source in ((device, f"table of {device}"), (DEFAULT, "safe default")):
+        entries = [
+            entry
+            for entry in tables().get(name, [])
+            if (entry.kernel, entry.bits, entry.sizes.get(key)) == (kernel, bits, wanted)
+        ]
+        if entries:
+            best = min(entries, key=lambda entry: _distance(entry, others))
+            measured = [f"{n} {best.sizes[n]}" for n, _ in sizes if n in best.sizes]
+            config = Config(dict(best.blocks), best.num_warps, best.num_stages)
+            return Found(config, f"{source}, {' '.join(measured)}")
+    raise LookupError(f"no block sizes for {kernel} with {key} = {wanted} at {bits} bits")
+
+
+def _distance(entry: Entry, others: list[tuple[str, int]]) -> float:
+    return sum(
+        abs(math.log2(max(size, 1) / max(entry.sizes[name], 1)))
+        for name, size in others
+        if name in entry.sizes
+    )
+
+
+@lru_cache(maxsize=64)
+def device_slug(device: torch.device) -> str:
+    """The name of a device in the tables: ``"nvidia-h200"``, ``"cpu"``."""
+    if device.type != "cuda":
+        return device.type
+    name = torch.cuda.get_device_name(device).lower()
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
