@@ -58,7 +58,7 @@ def candidates(kernel: str, bits: int, rows_per_bias: int) -> list[Config]:
         if not low <= block_q * block_k // (32 * num_warps) <= high:
             continue
         tile = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
-        if kernel == launch.GRAD_BIAS:
+        if kernel in (launch.GRAD_KV, launch.GRAD_BIAS):
             found.append(Config(tile, num_warps, num_stages))
         else:
             found += [Config({"ROWS": r, **tile}, num_warps, num_stages) for r in rows]

@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 import triton
 
-from megafold.ops.evo_attention import kernels
+from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
+from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.tuning import Found, lookup
 
 FORWARD = "evo_attention.forward"
@@ -131,12 +132,12 @@ def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> None:
     groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
     grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
     with torch.cuda.device_of(q):
-        return kernels.forward_kernel[grid](
+        return forward_kernel[grid](
             q, k, v, mask, bias, out, stats,
             *q.stride(), *k.stride(), *v.stride(), *_mask_strides(mask), *_bias_strides(bias),
             *_scalars(problem, scale),
             **_constants(problem, q, mask, bias, blocks),
-            num_warps=found.num_warps, num_stages=found.num_stages,
+            **found.options,
         )  # fmt: skip
 
 
@@ -149,14 +150,14 @@ def launch_grad_q(
     groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
     grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
     with torch.cuda.device_of(q):
-        return kernels.grad_q_kernel[grid](
+        return grad_q_kernel[grid](
             q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias,
             *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
             *_mask_strides(mask), *_bias_strides(bias),
             *_scalars(problem, scale),
             **_constants(problem, q, mask, bias, blocks),
             STORE_Q=grad_q is not None, STORE_BIAS=grad_bias is not None,
-            num_warps=found.num_warps, num_stages=found.num_stages,
+            **found.options,
         )  # fmt: skip
 
 
@@ -164,17 +165,16 @@ def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, gra
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     found = config_of(GRAD_KV, problem, q.device, q.dtype).config
     blocks = _fitted(found.blocks, problem)
-    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
-    grid = (triton.cdiv(problem.keys, blocks["BLOCK_K"]) * problem.heads * groups,)
+    grid = (triton.cdiv(problem.keys, blocks["BLOCK_K"]) * problem.heads * problem.total_rows,)
     with torch.cuda.device_of(q):
-        return kernels.grad_kv_kernel[grid](
+        return grad_kv_kernel[grid](
             q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v,
             *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
             *_mask_strides(mask), *_bias_strides(bias),
             *_scalars(problem, scale),
             **_constants(problem, q, mask, bias, blocks),
             STORE_K=grad_k is not None, STORE_V=grad_v is not None,
-            num_warps=found.num_warps, num_stages=found.num_stages,
+            **found.options,
         )  # fmt: skip
 
 
@@ -198,13 +198,13 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
     if groups > 1:
         sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
     with torch.cuda.device_of(q):
-        compiled = kernels.grad_bias_kernel[(tiles * groups,)](
+        compiled = grad_bias_kernel[(tiles * groups,)](
             q, k, v, mask, bias, stats, grad, delta, sums,
             *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
             *_mask_strides(mask), *_bias_strides(bias),
             *_scalars(problem, scale), problem.biases, per_group,
             **_constants(problem, q, mask, bias, blocks),
-            num_warps=found.num_warps, num_stages=found.num_stages,
+            **found.options,
         )  # fmt: skip
     if groups > 1:
         if grad_bias.dtype == torch.float32:

@@ -23,10 +23,20 @@ class Config:
     blocks: Mapping[str, int]  # the kernel's block arguments by name, such as BLOCK_Q
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # per thread, NVIDIA only: more programs at a time
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a kernel's launch takes besides its arguments."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return options
 
     def __str__(self) -> str:
         blocks = " ".join(f"{name} {size}" for name, size in self.blocks.items())
-        return f"{blocks} warps {self.num_warps} stages {self.num_stages}"
+        limit = "" if self.max_registers is None else f" registers {self.max_registers}"
+        return f"{blocks} warps {self.num_warps} stages {self.num_stages}{limit}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,9 @@ def _from_tables(kernel: str, device: str, bits: int, sizes: Sizes) -> Found:
         if entries:
             best = min(entries, key=lambda entry: _distance(entry, others))
             measured = [f"{n} {best.sizes[n]}" for n, _ in sizes if n in best.sizes]
-            config = Config(dict(best.blocks), best.num_warps, best.num_stages)
+            config = Config(
+                dict(best.blocks), best.num_warps, best.num_stages, best.max_registers
+            )
             return Found(config, f"{source}, {' '.join(measured)}")
     raise LookupError(f"no block sizes for {kernel} with {key} = {wanted} at {bits} bits")
 

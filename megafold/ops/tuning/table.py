@@ -27,6 +27,7 @@ class Entry:
     blocks: Mapping[str, int]  # the kernel's block arguments by name
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # per thread; None: as the compiler likes
 
 
 @cache

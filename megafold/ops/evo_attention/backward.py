@@ -1,0 +1,357 @@
+"""EvoAttention's gradients in Triton: one kernel for q, one for k and v, one for the bias."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megafold.ops.evo_attention.tiles import (
+    LOG2E,
+    at,
+    exp2,
+    load_bias,
+    load_kept,
+    load_row,
+    load_tile,
+    logits,
+    long,
+    next_row,
+    row,
+    store_tile,
+)
+
+
+@triton.jit
+def grad_q_kernel(
+    p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats,  # as in the forward kernel
+    p_grad,  # gradient of out, [B, S, N, H, D], any strides
+    p_delta,  # fp32 [B S, H, N], written: sum_d out grad / sum of the weights
+    p_grad_q,  # [B, S, N, H, D], contiguous, written
+    p_grad_bias,  # [B, H, N, M], contiguous, written where STORE_BIAS
+    stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
+    stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
+    stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
+    stride_mb, stride_ms, stride_mk,
+    stride_bb, stride_bh, stride_bq, stride_bk,
+    scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
+    HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STORE_Q: tl.constexpr,  # whether the gradient of q is asked for
+    STORE_BIAS: tl.constexpr,  # whether that of a bias is which no rows share
+    ROWS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program computes the gradient of BLOCK_Q queries of one head in ROWS rows.
+
+    On the way it leaves delta for the other kernels and, where every bias belongs to one row,
+    the gradient of the bias, which then is that of the logits.
+    """
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    i_q = (tl.program_id(0) % blocks) * BLOCK_Q
+    i_head = (tl.program_id(0) // blocks) % heads
+    i_group = tl.program_id(0) // (blocks * heads)
+    o_q = tl.arange(0, BLOCK_Q)
+    o_k = tl.arange(0, BLOCK_K)
+    o_d = tl.arange(0, BLOCK_D)
+    SELECT: tl.constexpr = HAS_MASK or not EVEN_K
+    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
+
+    p_kr = ()
+    p_vr = ()
+    p_mr = ()
+    b_q = ()
+    b_do = ()
+    b_next = ()
+    b_shift = ()
+    b_inverse = ()
+    b_delta = ()
+    b_dq = ()
+    for r in tl.static_range(ROWS):
+        i_row = row(i_group, r, rows_per_bias, ROWS)
+        p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
+        b_q = b_q + (
+            load_tile(p_qr, i_q, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D),
+        )
+        p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+        b_g = load_tile(p_gr, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
+        b_do = b_do + (b_g,)
+        p_or = p_out + (i_row.to(tl.int64) * queries * heads + i_head) * width
+        b_o = load_tile(p_or, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
+        i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
+        b_r = load_row(p_stats + stride_inverse + i_stats, i_q, o_q, queries, EVEN_Q)
+        b_d = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1) * b_r
+        tl.store(p_delta + i_stats + i_q + o_q, b_d, mask=i_q + o_q < queries)
+        b_shift = b_shift + (load_row(p_stats + i_stats, i_q, o_q, queries, EVEN_Q),)
+        b_inverse = b_inverse + (b_r,)
+        b_delta = b_delta + (b_d,)
+        b_dq = b_dq + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
+        p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh),)
+        p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh),)
+        if HAS_MASK:
+            p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0),)
+        else:
+            p_mr = p_mr + (0,)
+        b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK),)
+    i_first = row(i_group, 0, rows_per_bias, ROWS)
+    if HAS_BIAS:
+        i_bias = (i_first // rows_per_bias).to(tl.int64)
+        p_bias += i_bias * stride_bb + i_head.to(tl.int64) * stride_bh + long(i_q) * stride_bq
+    if STORE_BIAS:
+        p_grad_bias += ((i_first.to(tl.int64) * heads + i_head) * queries + i_q) * keys
+    queries_left = queries - i_q
+
+    if STORE_Q or STORE_BIAS:
+        for start in range(0, keys, BLOCK_K):
+            b_bias = None
+            if HAS_BIAS:
+                b_bias = load_bias(
+                    p_bias, start, o_q, o_k, stride_bq, stride_bk, queries_left, keys,
+                    EVEN_Q, EVEN_K,
+                )  # fmt: skip
+            n_next = ()
+            n_dq = ()
+            for r in tl.static_range(ROWS):
+                b_k = load_tile(
+                    p_kr[r], start, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D
+                )
+                b_v = load_tile(
+                    p_vr[r], start, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D
+                )
+                n_next = n_next + (
+                    load_kept(p_mr[r], start + BLOCK_K, o_k, stride_mk, keys, HAS_MASK),
+                )
+                b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
+                b_x = logits(b_s, b_bias, b_next[r], scale, HAS_BIAS, SELECT)
+                b_p = exp2(b_x * LOG2E - b_shift[r][:, None], EXACT)
+                b_dp = tl.dot(b_do[r], tl.trans(b_v), input_precision=PRECISION)
+                # One over the sum stands with the gradients: two operations, not three.
+                b_ds = b_p * (b_dp * b_inverse[r][:, None] - b_delta[r][:, None])
+                if STORE_BIAS:
+                    p_tile = p_grad_bias + start + (o_q.to(tl.int64)[:, None] * keys + o_k[None, :])
+                    m = (o_q < queries_left)[:, None] & (start + o_k < keys)[None, :]
+                    tl.store(p_tile, b_ds.to(p_grad_bias.dtype.element_ty), mask=m)
+                if STORE_Q:
+                    n_dq = n_dq + (
+                        tl.dot(b_ds.to(b_k.dtype), b_k, acc=b_dq[r], input_precision=PRECISION),
+                    )
+                else:
+                    n_dq = n_dq + (b_dq[r],)
+            b_next = n_next
+            b_dq = n_dq
+
+    if STORE_Q:
+        for r in tl.static_range(ROWS):
+            i_row = row(i_group, r, rows_per_bias, ROWS).to(tl.int64)
+            p = p_grad_q + (i_row * queries * heads + i_head) * width
+            store_tile(
+                p, b_dq[r] * scale, i_q, o_q, o_d, heads * width, queries, width,
+                EVEN_Q and EVEN_D,
+            )  # fmt: skip
+
+
+@triton.jit
+def grad_kv_kernel(
+    p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad,  # as above
+    p_delta,  # fp32 [B S, H, N], as the kernel for q left it
+    p_grad_k,  # [B, S, M, H, D], contiguous, written
+    p_grad_v,  # [B, S, M, H, D], contiguous, written
+    stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
+    stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
+    stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
+    stride_mb, stride_ms, stride_mk,
+    stride_bb, stride_bh, stride_bq, stride_bk,
+    scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
+    HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STORE_K: tl.constexpr,  # whether the gradient of k is asked for
+    STORE_V: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program computes the gradients of BLOCK_K keys and values of one head in one row.
+
+    Masked keys are not left out on the way: a key's gradient depends on no other key once the
+    statistics are known, so it is set to zero at the end. (Its logit may exceed the maximum that
+    was taken without it, and its weight overflow; that stays in its own row.)
+    """
+    blocks = tl.cdiv(keys, BLOCK_K)
+    i_k = (tl.program_id(0) % blocks) * BLOCK_K
+    i_head = (tl.program_id(0) // blocks) % heads
+    i_row = tl.program_id(0) // (blocks * heads)
+    o_q = tl.arange(0, BLOCK_Q)
+    o_k = tl.arange(0, BLOCK_K)
+    o_d = tl.arange(0, BLOCK_D)
+    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
+
+    p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
+    b_k = load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D)
+    p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
+    b_v = load_tile(p_vr, i_k, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D)
+    b_dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    b_dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
+    p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+    i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
+    if HAS_BIAS:
+        i_bias = (i_row // rows_per_bias).to(tl.int64)
+        p_bias += i_bias * stride_bb + i_head.to(tl.int64) * stride_bh + long(i_k) * stride_bk
+    keys_left = keys - i_k
+    # Statistics are read a block ahead; a query beyond the end has no weights.
+    n_shift = load_row(p_stats + i_stats, 0, o_q, queries, EVEN_Q)
+    n_inverse = load_row(p_stats + stride_inverse + i_stats, 0, o_q, queries, EVEN_Q)
+    n_delta = load_row(p_delta + i_stats, 0, o_q, queries, EVEN_Q)
+
+    for start in range(0, queries, BLOCK_Q):
+        b_shift = n_shift
+        b_inverse = n_inverse
+        b_delta = n_delta
+        ahead = start + BLOCK_Q
+        n_shift = load_row(p_stats + i_stats, ahead, o_q, queries, False)
+        n_inverse = load_row(p_stats + stride_inverse + i_stats, ahead, o_q, queries, False)
+        n_delta = load_row(p_delta + i_stats, ahead, o_q, queries, False)
+        b_bias = None
+        if HAS_BIAS:  # [BLOCK_Q, BLOCK_K]
+            b_bias = load_bias(
+                p_bias + long(start) * stride_bq, 0, o_q, o_k, stride_bq, stride_bk,
+                queries - start, keys_left, EVEN_Q, EVEN_K,
+            )  # fmt: skip
+        b_q = load_tile(p_qr, start, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D)
+        b_do = load_tile(
+            p_gr, start, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D
+        )
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_x = logits(b_s, b_bias, None, scale, HAS_BIAS, False)
+        b_p = exp2(b_x * LOG2E - b_shift[:, None], EXACT)
+        if STORE_V:
+            b_w = (b_p * b_inverse[:, None]).to(b_do.dtype)
+            b_dv = tl.dot(tl.trans(b_w), b_do, acc=b_dv, input_precision=PRECISION)
+        if STORE_K:
+            b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            b_ds = b_p * (b_dp * b_inverse[:, None] - b_delta[:, None])
+            b_dk = tl.dot(tl.trans(b_ds.to(b_q.dtype)), b_q, acc=b_dk, input_precision=PRECISION)
+
+    if HAS_MASK:
+        p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
+        b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
+        b_dk = tl.where(b_kept[:, None], b_dk, 0.0)
+        b_dv = tl.where(b_kept[:, None], b_dv, 0.0)
+    i_out = (i_row.to(tl.int64) * keys * heads + i_head) * width
+    EVEN: tl.constexpr = EVEN_K and EVEN_D
+    if STORE_K:
+        store_tile(p_grad_k + i_out, b_dk * scale, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+    if STORE_V:
+        store_tile(p_grad_v + i_out, b_dv, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+
+
+@triton.jit
+def grad_bias_kernel(
+    p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad, p_delta,  # as above
+    p_grad_bias,  # [groups, B or 1, H, N, M], contiguous, written
+    stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
+    stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
+    stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
+    stride_mb, stride_ms, stride_mk,
+    stride_bb, stride_bh, stride_bq, stride_bk,
+    scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
+    biases,  # 1, or B
+    rows_per_group,
+    HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program sums one tile of the bias's gradient over the rows of one group.
+
+    Bias and sum stay in registers while the rows pass by: neither is read or written again.
+    """
+    blocks_q, blocks_k = tl.cdiv(queries, BLOCK_Q), tl.cdiv(keys, BLOCK_K)
+    i_tile = tl.program_id(0) % (blocks_q * blocks_k)
+    i_head = (tl.program_id(0) // (blocks_q * blocks_k)) % heads
+    i_rest = tl.program_id(0) // (blocks_q * blocks_k * heads)
+    i_q = (i_tile // blocks_k) * BLOCK_Q
+    i_k = (i_tile % blocks_k) * BLOCK_K
+    o_q = tl.arange(0, BLOCK_Q)
+    o_k = tl.arange(0, BLOCK_K)
+    o_d = tl.arange(0, BLOCK_D)
+    SELECT: tl.constexpr = HAS_MASK or not EVEN_K
+    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
+
+    i_bias = i_rest % biases
+    first = (i_rest // biases) * rows_per_group
+    last = tl.minimum(first + rows_per_group, rows_per_bias)
+    b_bias = None
+    if HAS_BIAS:
+        p_bias += i_bias.to(tl.int64) * stride_bb + i_head.to(tl.int64) * stride_bh
+        p_bias += long(i_q) * stride_bq
+        b_bias = load_bias(
+            p_bias, i_k, o_q, o_k, stride_bq, stride_bk, queries - i_q, keys, EVEN_Q, EVEN_K
+        )
+    b_sum = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
+    i_row = i_bias * rows_per_bias + first
+    p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
+    p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
+    p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
+    p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+    p_sr = p_stats + (i_row.to(tl.int64) * heads + i_head) * queries + i_q
+    p_dr = p_delta + (i_row.to(tl.int64) * heads + i_head) * queries + i_q
+    p_mr = p_mask
+    if HAS_MASK:
+        p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
+    left = queries - i_q
+    n_shift = load_row(p_sr, 0, o_q, left, EVEN_Q)
+    n_inverse = load_row(p_sr + stride_inverse, 0, o_q, left, EVEN_Q)
+    n_delta = load_row(p_dr, 0, o_q, left, EVEN_Q)
+    n_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
+    for i in range(first + 1, last + 1):
+        b_q = load_tile(p_qr, i_q, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D)
+        b_k = load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D)
+        b_v = load_tile(p_vr, i_k, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D)
+        b_do = load_tile(p_gr, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
+        b_shift = n_shift
+        b_inverse = n_inverse
+        b_delta = n_delta
+        b_kept = n_kept
+        # On to the next row, whose statistics and mask are read ahead (none after the last).
+        i_next = i_bias * rows_per_bias + i
+        p_qr = next_row(p_qr, i_next, rows, stride_qb, stride_qs)
+        p_kr = next_row(p_kr, i_next, rows, stride_kb, stride_ks)
+        p_vr = next_row(p_vr, i_next, rows, stride_vb, stride_vs)
+        p_gr = next_row(p_gr, i_next, rows, stride_gb, stride_gs)
+        p_sr += heads * queries
+        p_dr += heads * queries
+        more = tl.where(i < last, left, 0)
+        n_shift = load_row(p_sr, 0, o_q, more, False)
+        n_inverse = load_row(p_sr + stride_inverse, 0, o_q, more, False)
+        n_delta = load_row(p_dr, 0, o_q, more, False)
+        if HAS_MASK:
+            p_mr = next_row(p_mr, i_next, rows, stride_mb, stride_ms)
+            n_kept = load_kept(p_mr, i_k, o_k, stride_mk, tl.where(i < last, keys, 0), HAS_MASK)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_x = logits(b_s, b_bias, b_kept, scale, HAS_BIAS, SELECT)
+        b_p = exp2(b_x * LOG2E - b_shift[:, None], EXACT)
+        b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        b_sum += b_p * (b_dp * b_inverse[:, None] - b_delta[:, None])
+
+    p = p_grad_bias + ((i_rest.to(tl.int64) * heads + i_head) * queries + i_q) * keys + i_k
+    m = (o_q < left)[:, None] & (i_k + o_k < keys)[None, :]
+    p_tile = p + (o_q.to(tl.int64)[:, None] * keys + o_k[None, :])
+    tl.store(p_tile, b_sum.to(p_grad_bias.dtype.element_ty), mask=m)

@@ -1,0 +1,145 @@
+"""What the kernels of EvoAttention share: tiles, rows, logits, weights."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def long(x):
+    """A number in 64 bits; also one that Triton knows when it compiles."""
+    return tl.full([], 0, tl.int64) + x
+
+
+@triton.jit
+def load_tile(
+    p, start, o_n, o_d, stride_n, stride_d, n, d, EVEN_N: tl.constexpr, EVEN_D: tl.constexpr
+):
+    """Rows ``start + o_n``, columns ``o_d`` of a matrix ``[n, d]``; zeros beyond its ends."""
+    # 64-bit offsets: one row, times its stride, may lie beyond 2**31 elements. Those of the
+    # tile do not change in a loop; what moves is a scalar.
+    p_tile = p + long(start) * stride_n
+    p_tile += o_n.to(tl.int64)[:, None] * stride_n + o_d.to(tl.int64)[None, :] * stride_d
+    if EVEN_N and EVEN_D:
+        return tl.load(p_tile)
+    elif EVEN_D:
+        return tl.load(p_tile, mask=(start + o_n < n)[:, None], other=0.0)
+    elif EVEN_N:
+        return tl.load(p_tile, mask=(o_d < d)[None, :], other=0.0)
+    else:
+        return tl.load(p_tile, mask=(start + o_n < n)[:, None] & (o_d < d)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(p, b, start, o_n, o_d, stride_n, n, d, EVEN: tl.constexpr):
+    """Store what :func:`load_tile` loads; the columns are contiguous."""
+    p_tile = p + long(start) * stride_n + (o_n.to(tl.int64)[:, None] * stride_n + o_d[None, :])
+    b = b.to(p.dtype.element_ty)
+    if EVEN:
+        tl.store(p_tile, b)
+    else:
+        tl.store(p_tile, b, mask=(start + o_n < n)[:, None] & (o_d < d)[None, :])
+
+
+@triton.jit
+def load_row(p, start, o, n, EVEN: tl.constexpr):
+    """Numbers ``start + o`` of ``[n]``, contiguous; zeros beyond its end."""
+    if EVEN:
+        return tl.load(p + start + o)
+    else:
+        return tl.load(p + start + o, mask=start + o < n, other=0.0)
+
+
+@triton.jit
+def load_kept(p_mask, start, o_k, stride_mk, keys, HAS_MASK: tl.constexpr):
+    """Which keys ``start + o_k`` of one row there are and the mask allows, bool."""
+    if HAS_MASK:
+        # Also asked for one block beyond the end: loops load a block ahead.
+        p = p_mask + long(start) * stride_mk + o_k.to(tl.int64) * stride_mk
+        return tl.load(p, mask=start + o_k < keys, other=0) != 0
+    else:
+        return start + o_k < keys
+
+
+@triton.jit
+def row(i_group, r, rows_per_bias, ROWS: tl.constexpr):
+    """Row ``r`` of a group of rows, counted over B S.
+
+    The last group of a bias may be short; it does its last row more than once, with one result.
+    """
+    groups = tl.cdiv(rows_per_bias, ROWS)
+    i_in_bias = tl.minimum((i_group % groups) * ROWS + r, rows_per_bias - 1)
+    return (i_group // groups) * rows_per_bias + i_in_bias
+
+
+@triton.jit
+def at(p, i_row, i_head, rows, stride_b, stride_s, stride_h):
+    """Where row ``i_row`` (over B S) and one head begin in ``[B, S, N, H, D]``."""
+    i_batch, i_s = (i_row // rows).to(tl.int64), (i_row % rows).to(tl.int64)
+    return p + i_batch * stride_b + i_s * stride_s + i_head.to(tl.int64) * stride_h
+
+
+@triton.jit
+def next_row(p, i_next, rows, stride_b, stride_s):
+    """From the row before row ``i_next`` (over B S) to that row."""
+    step = long(stride_s)
+    if i_next % rows == 0:
+        step = long(stride_b) - long(rows - 1) * stride_s
+    return p + step
+
+
+@triton.jit
+def logits(b_s, b_bias, b_kept, scale, HAS_BIAS: tl.constexpr, SELECT: tl.constexpr):
+    """Logits of ``[queries, keys]`` from products of q and k; -inf where a key is left out.
+
+    Forward and backward go through these same operations, so that both see the same bits.
+    """
+    b_x = b_s * scale
+    if HAS_BIAS:
+        b_x += b_bias
+    if SELECT:
+        b_x = tl.where(b_kept[None, :], b_x, float("-inf"))
+    return b_x
+
+
+@triton.jit
+def exp2(b_x, EXACT: tl.constexpr):
+    """Two to the power of numbers that are at most a little above zero.
+
+    The hardware's approximation is good to 22 bits. That is plenty for 16-bit results; for fp32
+    (EXACT) the fraction goes through a polynomial (Taylor to the 7th power, error 2**-27).
+    """
+    if EXACT:
+        b_x = tl.maximum(b_x, -150.0)  # below the smallest fp32, -inf too
+        b_n = tl.floor(b_x + 0.5)
+        b_f = (b_x - b_n) * 0.6931471805599453
+        b_y = 1.0 / 5040.0
+        b_y = b_y * b_f + 1.0 / 720.0
+        b_y = b_y * b_f + 1.0 / 120.0
+        b_y = b_y * b_f + 1.0 / 24.0
+        b_y = b_y * b_f + 1.0 / 6.0
+        b_y = b_y * b_f + 0.5
+        b_y = b_y * b_f + 1.0
+        b_y = b_y * b_f + 1.0
+        return b_y * tl.exp2(b_n)
+    else:
+        return tl.exp2(b_x)
+
+
+@triton.jit
+def load_bias(
+    p, start, o_q, o_k, stride_bq, stride_bk, queries, keys,
+    EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """A tile ``[queries, keys]`` of the bias in fp32, its keys beginning at ``start``."""
+    p_tile = p + long(start) * stride_bk
+    p_tile += o_q.to(tl.int64)[:, None] * stride_bq + o_k.to(tl.int64)[None, :] * stride_bk
+    if EVEN_Q and EVEN_K:
+        b = tl.load(p_tile)
+    else:
+        m = (o_q < queries)[:, None] & (start + o_k < keys)[None, :]
+        b = tl.load(p_tile, mask=m, other=0.0)
+    return b.to(tl.float32)
