@@ -17,6 +17,7 @@ PACKAGE = Path(megafold.__file__).parent
 # What each part may import of the others (itself always). Everything else is refused.
 MAY_IMPORT = {
     "ops": set(),
+    "compat": {"ops"},
     "geometry": set(),
     "atomic": set(),
     "model": {"ops", "geometry"},
@@ -34,6 +35,9 @@ BIOLOGY = ("Bio", "biotite", "rdkit", "pyhmmer")
 MUST_NOT_LOAD = {
     "megafold": (*JUPYTER, *FIGURES, *BIOLOGY, "torch", "triton"),
     "megafold.ops": (
+        *JUPYTER, *FIGURES, *BIOLOGY, "megafold.model", "megafold.data", "megafold.bench",
+    ),
+    "megafold.compat": (
         *JUPYTER, *FIGURES, *BIOLOGY, "megafold.model", "megafold.data", "megafold.bench",
     ),
     "megafold.model": (*JUPYTER, *FIGURES, *BIOLOGY, "megafold.data", "megafold.train"),
