@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from megafold.bench.cases import Case, Inputs
 
 
 class Unavailable(Exception):
-    """This implementation does not compute this operator."""
+    """This implementation does not compute this case here, and the message says why."""
 
 
 def implementation(name: str, case: Case) -> Function:
@@ -22,12 +23,15 @@ def implementation(name: str, case: Case) -> Function:
     Args:
         name: ``"megafold"`` (whatever ``ops.use`` says), ``"eager"`` (the reference),
             ``"compile"`` (the reference under torch.compile), ``"sdpa"``
-            (``scaled_dot_product_attention``, its mask materialised) or ``"flex"``
-            (FlexAttention).
+            (``scaled_dot_product_attention``, its mask materialised), ``"flex"``
+            (FlexAttention), or where they are installed ``"cuequivariance"``
+            (``cuequivariance_torch.triangle_attention``, version 0.13) and ``"trifast"``
+            (``trifast.triangle_attention``, version 0.1.13).
 
     Raises:
         ValueError: unknown name.
-        Unavailable: it does not compute this operator.
+        Unavailable: it does not compute this case, or is not installed. The function that is
+            returned raises it too, for inputs of a dtype that it does not compute.
     """
     if name not in PEERS:
         raise ValueError(f"unknown implementation {name!r}; choose one of {tuple(PEERS)}")
@@ -84,12 +88,65 @@ def _flex(case: Case) -> Function:
     return run
 
 
+def _cuequivariance(case: Case) -> Function:
+    attention = _triangle_attention("cuequivariance_torch", case)
+
+    def run(inputs: Inputs) -> torch.Tensor:
+        q, k, v = (inputs[name].transpose(2, 3) for name in "qkv")  # [B, S, H, N, D]
+        # Elsewhere it runs PyTorch, as its documentation says, and tells nobody.
+        widest, step = (32, 4) if q.dtype == torch.float32 else (128, 8)
+        if q.shape[-1] > widest or q.shape[-1] % step:
+            raise Unavailable(f"cuEquivariance has no kernel for {q.dtype} and D {q.shape[-1]}")
+        batch, rows = q.shape[:2]
+        bias = inputs["pair_bias"].expand(batch, -1, -1, -1)[:, None]  # [B, 1, H, N, K]
+        mask = inputs["mask"].expand(batch, rows, -1)[:, :, None, None]  # [B, S, 1, 1, K]
+        try:
+            return attention(q, k, v, bias, mask).transpose(2, 3)
+        except ImportError as error:  # its kernels are a package of their own
+            raise Unavailable(f"cuEquivariance's kernels do not load here: {error}") from error
+
+    return run
+
+
+def _trifast(case: Case) -> Function:
+    attention = _triangle_attention("trifast", case)
+    _, rows, queries, _, width = case.arguments["q"].shape
+    keys = case.arguments["k"].shape[2]
+    if not rows == queries == keys:
+        raise Unavailable(
+            f"trifast computes squares of pairs alone, not {rows} rows of {queries} x {keys}"
+        )
+    if width < 16 or width & (width - 1):
+        raise Unavailable(f"trifast takes powers of two from 16 for D, not {width}")
+
+    def run(inputs: Inputs) -> torch.Tensor:
+        q, k, v = (inputs[name].permute(0, 3, 1, 2, 4) for name in "qkv")  # [B, H, N, N, D]
+        batch = q.shape[0]
+        bias = inputs["pair_bias"].expand(batch, -1, -1, -1)  # [B, H, N, N]
+        left_out = ~inputs["mask"].expand(batch, rows, -1)  # [B, N, N], True = do not attend
+        return attention(q, k, v, bias, left_out).permute(0, 2, 3, 1, 4)
+
+    return run
+
+
+def _triangle_attention(package: str, case: Case) -> Callable[..., torch.Tensor]:
+    """The function of this name in a package that need not be installed."""
+    if case.op != "evo_attention":
+        raise Unavailable(f"{package} does not compute {case.op}")
+    try:
+        return importlib.import_module(package).triangle_attention
+    except ImportError as error:
+        raise Unavailable(f"{package} is not installed, or does not load: {error}") from error
+
+
 PEERS: dict[str, Callable[[Case], Function]] = {
     "megafold": _megafold,
     "eager": _eager,
     "compile": _compile,
     "sdpa": _sdpa,
     "flex": _flex,
+    "cuequivariance": _cuequivariance,
+    "trifast": _trifast,
 }
 
 
