@@ -272,10 +272,15 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
             "B16 S1 N32 K128 H4 D32",  # windows of atoms
         ),
         "full": (
-            "B1 S384 N384 H4 D32",
+            "B1 S384 N384 H4 D32",  # triangle attention
             "B1 S768 N768 H4 D32",
-            "B1 S1 N768 H16 D24",
+            "B1 S1024 N1024 H4 D32",
+            "B1 S1 N768 H16 D24",  # attention with pair bias
+            "B1 S1 N2048 H16 D24",
             "B1 S48 N384 H16 D48",  # diffusion samples that share one bias
+            "B4 S1 N128 H16 D64",  # the paper's plot
+            "B4 S1 N256 H16 D64",
+            "B4 S1 N512 H16 D64",
             "B4 S1 N1024 H16 D64",
         ),
     },
