@@ -1,16 +1,25 @@
-"""``megafold bench``: measure the operators on this machine."""
+"""``megafold bench`` and ``megafold compare``: measure the operators and their peers."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megafold.bench.compare import Comparison
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add ``bench`` to the command line; ``func`` takes the arguments, returns the exit code."""
+    """Add the commands; ``func`` takes the arguments and returns the exit code."""
+    _add_bench(subparsers)
+    _add_compare(subparsers)
+
+
+def _add_bench(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure the operators on this machine",
@@ -39,11 +48,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="instead compile every Triton kernel for GPUs that need not be here, "
         "and print registers, spills and shared memory",
     )
-    parser.set_defaults(func=main)
+    parser.set_defaults(func=_bench)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run the command; 0 where everything that should run did."""
+def _add_compare(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="hold the measurements of the operators to those of their peers",
+        description="Prints from the records in data/records the time of every implementation, "
+        "the time of the best peer over ours (above 1: ours is faster) and our peak memory over "
+        "FlexAttention's. Each line is of one run, the newest that measured ours and a peer.",
+    )
+    parser.add_argument("--device", metavar="FOLDER", help="of the records (default: this device)")
+    parser.add_argument("--op", help="one operator (default: all)")
+    parser.add_argument("--dtype", choices=DTYPES, help="one dtype (default: all)")
+    parser.set_defaults(func=_compare)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    """0 where everything that should run did."""
     return _kernels() if args.kernels else _measure(args)
 
 
@@ -110,3 +133,54 @@ def _kernels() -> int:
             f"{c.shared_bytes:9}"
         )
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """0 where there is something to compare."""
+    from megafold.bench import records
+    from megafold.bench.compare import compare
+
+    device = args.device or records.device_name()
+    try:
+        root = records.folder()
+        found = [
+            r for r in records.read(root, device, args.op) if args.dtype in (None, r.dtype)
+        ]  # fmt: skip
+    except (FileNotFoundError, ValueError) as error:
+        print(f"megafold compare: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FileNotFoundError) else 2
+    comparisons = compare(found)
+    if not comparisons:
+        which = (f" of {args.op}" if args.op else "") + (f" in {args.dtype}" if args.dtype else "")
+        missing = "run measured megafold beside another implementation" if found else "records"
+        others = sorted({path.parent.name for path in root.glob("*/*.csv")} - {device})
+        elsewhere = f"; there are some of {', '.join(others)}" if others and not found else ""
+        print(f"megafold compare: no {missing}{which} on {device}{elsewhere}", file=sys.stderr)
+        return 1
+    for title in dict.fromkeys((c.op, c.dtype, c.device) for c in comparisons):
+        print(", ".join(title))
+        _print_comparisons([c for c in comparisons if (c.op, c.dtype, c.device) == title])
+        print()
+    print("milliseconds are medians; peer/ours above 1: ours is faster; memory: ours over flex's")
+    return 0
+
+
+def _print_comparisons(comparisons: list[Comparison]) -> None:
+    from megafold.bench.records import IMPLEMENTATIONS
+
+    widths = {
+        name: max(9, len(name))
+        for name in IMPLEMENTATIONS
+        if any(name in c.ms for c in comparisons)
+    }
+    columns = " ".join(f"{name:>{width}}" for name, width in widths.items())
+    print(f"  {'shape':24} {'direction':9} {columns}  {'best peer':14} {'peer/ours':>9} "
+          f"{'memory':>7}  run")  # fmt: skip
+    for c in comparisons:
+        times = " ".join(
+            f"{c.ms[name]:{width}.3f}" if name in c.ms else f"{'-':>{width}}"
+            for name, width in widths.items()
+        )
+        memory = "-" if c.memory_ratio is None else f"{c.memory_ratio:.2f}x"
+        print(f"  {c.shape:24} {c.direction:9} {times}  {c.best_peer:14} {c.speedup:8.2f}x "
+              f"{memory:>7}  {c.date} {c.revision}")  # fmt: skip

@@ -1,0 +1,70 @@
+"""How an operator stands beside what could be used instead, from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from megafold.bench.records import Record
+
+OURS = "megafold"
+LEAST_MEMORY = "flex"  # the peer that keeps no logits: what our memory is held against
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One case in one direction, as one run measured it."""
+
+    op: str
+    shape: str
+    dtype: str
+    direction: str
+    device: str  # in words
+    date: str  # of the run
+    revision: str
+    ms: Mapping[str, float]  # median, by implementation
+    peak_mb: Mapping[str, float]  # by implementation
+
+    @property
+    def best_peer(self) -> str:
+        """The fastest of the others."""
+        return min((name for name in self.ms if name != OURS), key=self.ms.__getitem__)
+
+    @property
+    def speedup(self) -> float:
+        """The time of the best peer over ours: above 1, ours is the faster."""
+        return self.ms[self.best_peer] / self.ms[OURS]
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Our peak memory over FlexAttention's; None where the run did not measure that."""
+        flex = self.peak_mb.get(LEAST_MEMORY)
+        return self.peak_mb[OURS] / flex if flex else None
+
+
+def compare(records: Iterable[Record]) -> list[Comparison]:
+    """The newest run of each case, dtype, direction and device that measured ours and a peer.
+
+    Times of two runs are never set side by side: the machine, the versions or what else ran may
+    have changed between them. A run that measured one implementation alone compares nothing and
+    is passed over. Cases come in the order of the records.
+    """
+    runs: dict[tuple[str, ...], dict[str, dict[str, Record]]] = {}
+    for r in records:
+        of_case = runs.setdefault((r.op, r.shape, r.dtype, r.direction, r.device), {})
+        of_case.setdefault(r.date, {})[r.impl] = r
+    found = []
+    for case, by_date in runs.items():
+        dates = [date for date, run in by_date.items() if OURS in run and len(run) > 1]
+        if dates:
+            run = by_date[max(dates)]
+            found.append(
+                Comparison(
+                    *case,
+                    date=max(dates),
+                    revision=run[OURS].revision,
+                    ms={name: r.ms for name, r in run.items()},
+                    peak_mb={name: r.peak_mb for name, r in run.items()},
+                )
+            )
+    return found
