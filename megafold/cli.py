@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import megafold
 
 # Each has ``add_parser(subparsers)``, which sets ``func``: arguments in, exit status out.
-GROUPS = ("megafold.bench.commands", "megafold.data.commands", "megafold.runner")
+GROUPS = (
+    "megafold.bench.commands",
+    "megafold.bench.tune_command",
+    "megafold.data.commands",
+    "megafold.runner",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
