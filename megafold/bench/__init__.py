@@ -6,5 +6,6 @@
 - ``records``: rows of CSV, the only source of the figures
 - ``scaling``: growth with size; ``profile``, ``training``: a whole training step
 - ``roofline``: the best a device could do
-- ``compile``: kernels compiled for GPUs that are not here
+- ``compile``: kernels compiled for GPUs that are not here; ``occupancy``: how many run at a time
+- ``tune``: the search for block sizes; ``tuning_records``: what was tried, as rows of CSV
 """

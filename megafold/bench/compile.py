@@ -13,11 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megafold.ops.variants import KernelVariant
+
+if TYPE_CHECKING:
+    import torch
+
+    from megafold.bench.cases import Case
+    from megafold.ops.tuning import Config
 
 # Name -> backend, architecture, threads per warp, and the GPU people know.
 TARGETS: dict[str, tuple[str, int | str, int, str]] = {
@@ -28,10 +36,18 @@ TARGETS: dict[str, tuple[str, int | str, int, str]] = {
     "gfx942": ("hip", "gfx942", 64, "AMD MI300X"),
 }
 
-# The modules that ship kernels; each has variants() -> list[KernelVariant].
-KERNEL_MODULES = ("megafold.ops.transition.kernels",)
+# Part of a device's name in the tables of block sizes -> its target.
+_KNOWN_AS = {
+    "a100": "sm_80",
+    "h100": "sm_90",
+    "h200": "sm_90",
+    "b200": "sm_100",
+    "mi250": "gfx90a",
+    "mi300x": "gfx942",
+}
 
-POINTER_ALIGNMENT = 16  # bytes; PyTorch's allocators give more
+# The modules that ship kernels; each has variants() -> list[KernelVariant].
+KERNEL_MODULES = ("megafold.ops.evo_attention.variants", "megafold.ops.transition.kernels")
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,28 @@ class Compiled:
     threads: int  # per program
 
 
-def shipped() -> list[KernelVariant]:
+def shipped(modules: Iterable[str] = KERNEL_MODULES) -> list[KernelVariant]:
     """Every kernel of the library, in every dtype, with the block sizes it ships with."""
-    return [v for name in KERNEL_MODULES for v in importlib.import_module(name).variants()]
+    return [v for name in modules for v in importlib.import_module(name).variants()]
+
+
+def targets_of(variant: KernelVariant) -> tuple[str, ...]:
+    """The targets a shipped kernel is for: those of its devices, or all."""
+    if not variant.devices:
+        return tuple(TARGETS)
+    return tuple(dict.fromkeys(target_of(device) for device in variant.devices))
+
+
+def target_of(device: str) -> str:
+    """The target of a device, by its name in the tables of block sizes (``"nvidia-h200"``).
+
+    Raises:
+        ValueError: a device that no target is known for.
+    """
+    for part, target in _KNOWN_AS.items():
+        if part in device.split("-"):
+            return target
+    raise ValueError(f"no target is known for device {device!r}; known: {tuple(_KNOWN_AS)}")
 
 
 def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
@@ -71,21 +106,20 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
 
     backend, architecture, warp, gpu = TARGETS[target]
     aligned = {
-        (index,): [["tt.divisibility", POINTER_ALIGNMENT]]
-        for index, kind in enumerate(variant.signature.values())
-        if kind.startswith("*")
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(variant.signature.items())
+        if kind.startswith("*") or name in variant.multiples_of_16
     }
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if variant.max_registers is not None:
+        options["maxnreg"] = variant.max_registers
     source = ASTSource(
         variant.kernel,
         signature=dict(variant.signature),
         constexprs=dict(variant.constants),
         attrs=aligned,
     )
-    built = triton.compile(
-        source,
-        target=GPUTarget(backend, architecture, warp),
-        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
-    )
+    built = triton.compile(source, target=GPUTarget(backend, architecture, warp), options=options)
     if backend == "cuda":
         registers, spill_bytes = _nvidia_usage(built.asm["cubin"])
     else:
@@ -101,10 +135,16 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
     )
 
 
-def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> list[Compiled]:
-    """Compile every shipped kernel for every target, in a process of its own.
+def compile_all(
+    targets: Iterable[str] = tuple(TARGETS), modules: Iterable[str] = KERNEL_MODULES
+) -> list[Compiled]:
+    """Compile every shipped kernel for every target it is for, in processes of their own.
 
     So it works where this process interprets Triton, too.
+
+    Args:
+        targets: names in ``TARGETS``.
+        modules: those in ``KERNEL_MODULES`` whose kernels to compile.
 
     Raises:
         ValueError: unknown target.
@@ -113,12 +153,78 @@ def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> list[Compiled]:
     targets = tuple(targets)
     for target in targets:
         _check_target(target)
+    workers = max(1, min(os.cpu_count() or 1, len(targets)))
+    shares = [{"targets": targets[i::workers], "modules": tuple(modules)} for i in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        made = pool.map(lambda share: _apart("shipped", **share), shares)
+        found = [compiled for share in made for compiled in share]
+    return sorted(found, key=lambda compiled: targets.index(compiled.target))
+
+
+def compile_config(
+    of: Case, kernel: str, config: Config, dtype: torch.dtype, target: str
+) -> Compiled:
+    """Compile one kernel of EvoAttention for a case and a configuration, in a process of its own.
+
+    Args:
+        of: whose sizes the kernel is compiled for.
+        kernel: ``"evo_attention.forward"`` and the like.
+        target: a name in ``TARGETS``.
+
+    Raises:
+        ValueError: unknown target, or a case of another operator.
+        RuntimeError: it does not compile; carries the compiler's message.
+    """
+    _check_target(target)
+    if of.op != "evo_attention":
+        raise ValueError(f"{of.op} has no kernels with tables of block sizes; evo_attention has")
+    (compiled,) = _apart(
+        "config",
+        shape=of.shape,
+        kernel=kernel,
+        config=asdict(config),
+        dtype=str(dtype).removeprefix("torch."),
+        target=target,
+    )
+    return compiled
+
+
+def _apart(work: str, **arguments: object) -> list[Compiled]:
+    """Let a fresh process do what ``_WORK`` names, one that does not interpret Triton."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "megafold.bench.compile", *targets]
+    command = [sys.executable, "-m", "megafold.bench.compile", work, json.dumps(arguments)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     if run.returncode != 0:
-        raise RuntimeError(f"compiling ahead of time failed:\n{run.stderr[-4000:]}")
+        raise RuntimeError(f"compiling ahead of time failed:\n{run.stderr.strip()[-4000:]}")
     return [Compiled(**json.loads(line)) for line in run.stdout.splitlines()]
+
+
+def _compile_shipped(targets: list[str], modules: list[str]) -> Iterator[Compiled]:
+    for target in targets:
+        for one in shipped(modules):
+            if target in targets_of(one):
+                yield compile_kernel(one, target)
+
+
+def _compile_config(
+    shape: str, kernel: str, config: dict[str, Any], dtype: str, target: str
+) -> Iterator[Compiled]:
+    import torch
+
+    from megafold.bench.cases import case
+    from megafold.ops.evo_attention.variants import variant
+    from megafold.ops.tuning import Config
+
+    inputs = {
+        name: torch.empty(
+            argument.shape, dtype=argument.stored_as(getattr(torch, dtype)), device="meta"
+        )
+        for name, argument in case("evo_attention", shape).arguments.items()
+    }
+    yield compile_kernel(variant(kernel, Config(**config), **inputs), target)
+
+
+_WORK = {"shipped": _compile_shipped, "config": _compile_config}
 
 
 def _check_target(target: str) -> None:
@@ -153,6 +259,5 @@ def _number(pattern: str, report: str) -> int:
 
 
 if __name__ == "__main__":
-    for one in sys.argv[1:]:
-        for shipped_kernel in shipped():
-            print(json.dumps(asdict(compile_kernel(shipped_kernel, one))), flush=True)
+    for made in _WORK[sys.argv[1]](**json.loads(sys.argv[2])):
+        print(json.dumps(asdict(made)), flush=True)

@@ -57,6 +57,7 @@ class Record:
 
 
 COLUMNS = tuple(f.name for f in fields(Record))
+TUNING = "_tuning"  # ends the names of files with other rows: ``megafold.bench.tuning_records``
 _NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mb", "error")
 
 
@@ -147,7 +148,8 @@ def read(root: Path | str, device: str | None = None, op: str | None = None) -> 
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder of records at {root}")
-    paths = sorted(root.glob(f"{device or '*'}/{op or '*'}.csv"))
+    found = sorted(root.glob(f"{device or '*'}/{op or '*'}.csv"))
+    paths = [path for path in found if not path.stem.endswith(TUNING)]
     return [record for path in paths for record in _read_file(path)]
 
 

@@ -73,12 +73,16 @@ def device_peaks(device: torch.device | str, dtype: torch.dtype) -> Device:
     What ``source`` says tells the two apart. A CPU is always measured.
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, known in _KNOWN_AS.items():
-            if part in name:
-                return DEVICES[known]
-    return measured_peaks(device, dtype)
+    known = known_peaks(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return known or measured_peaks(device, dtype)
+
+
+def known_peaks(name: str) -> Device | None:
+    """Peak rates by a device's name, as records have it; None where there is no data sheet."""
+    for part, known in _KNOWN_AS.items():
+        if part in name:
+            return DEVICES[known]
+    return None
 
 
 def measured_peaks(device: torch.device | str, dtype: torch.dtype, size: int = 1024) -> Device:

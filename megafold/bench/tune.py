@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from megafold.atomic import atomic_write
 from megafold.bench import accuracy, measure
 from megafold.bench.cases import Case, case
+from megafold.bench.occupancy import shortage
 from megafold.ops.evo_attention import launch
 from megafold.ops.tuning import Config, Entry, use_config
 
@@ -170,6 +172,29 @@ def try_candidates(
         run.call()  # later kernels read what this one wrote
 
 
+def try_config(
+    of: Case,
+    kernel: str,
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    seconds: float = 0.2,
+) -> Trial:
+    """Run one configuration of one kernel, as :func:`try_candidates` runs each.
+
+    Raises:
+        ValueError: the case does not launch this kernel.
+    """
+    of_case = runs(of, device, dtype)
+    names = [run.kernel for run in of_case]
+    if kernel not in names:
+        raise ValueError(f"{of.shape} does not launch {kernel!r}; it launches {', '.join(names)}")
+    for run in of_case[: names.index(kernel) + 1]:
+        run.call()  # later kernels read what earlier ones wrote
+    return _try(run, config, [t.clone() for t in run.outputs], device, seconds)
+
+
 def _try(
     run: KernelRun, config: Config, right: list[torch.Tensor], device: torch.device, seconds: float
 ) -> Trial:
@@ -178,8 +203,12 @@ def _try(
     with use_config(run.kernel, config):
         try:
             compiled = run.call()
-            torch.cuda.synchronize(device)
-        except Exception as error:  # out of registers or shared memory, mostly
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except OutOfResources as error:
+            why = shortage(error.name, error.required, error.limit)
+            return Trial(run.kernel, config, None, why)
+        except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             return Trial(run.kernel, config, None, reason)
         spills = getattr(compiled, "n_spills", 0)

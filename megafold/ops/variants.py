@@ -17,6 +17,10 @@ class KernelVariant:
     name: str  # "swiglu_forward bfloat16"
     kernel: Any  # the @triton.jit function
     signature: Mapping[str, str]  # argument name -> Triton type ("*bf16", "i64", "constexpr")
-    constants: Mapping[str, int]  # the constexpr arguments
+    constants: Mapping[str, Any]  # the constexpr arguments
     num_warps: int
     num_stages: int = 1
+    max_registers: int | None = None  # per thread, NVIDIA only
+    # Whole numbers that 16 divides in the call it stands for: Triton compiles them apart.
+    multiples_of_16: frozenset[str] = frozenset()
+    devices: tuple[str, ...] = ()  # those whose table it is from; none: it ships for every GPU

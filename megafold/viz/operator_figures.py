@@ -54,7 +54,7 @@ def growth(
         )
     sizes = sorted({size for points in series.values() for size in points})
     figure.update_xaxes(type="log", title=x_title, tickvals=sizes, ticktext=[str(n) for n in sizes])
-    _log_y(figure, y_title, [v for points in series.values() for v in points.values()])
+    log_y(figure, y_title, [v for points in series.values() for v in points.values()])
     figure.update_layout(title=title)
     note = f"powers fitted to the {fitted} largest sizes"
     return theme.caption(figure, "<br>".join(filter(None, (source, note))))
@@ -96,13 +96,17 @@ def times(records: Iterable[Record], *, title: str, direction: str = "full") -> 
         )
     what = "forward and backward" if direction == "full" else "forward"
     figure.update_layout(title=title, scattermode="group", scattergap=0.4)
-    _log_y(figure, f"ms, {what}", [t for r in rows for t in (r.ms_q1, r.ms_q3)])
+    log_y(figure, f"ms, {what}", [t for r in rows for t in (r.ms_q1, r.ms_q3)])
     figure.update_xaxes(categoryorder="array", categoryarray=shapes, showgrid=False)
     return theme.caption(figure, f"median and quartiles · {records_source(rows)}")
 
 
-def _log_y(figure: go.Figure, title: str, values: Sequence[float]) -> None:
-    """A logarithmic axis over ``values``, with ticks at 1, 2 and 5 times the powers of ten."""
+def log_y(figure: go.Figure, title: str, values: Sequence[float], **where: int) -> None:
+    """A logarithmic axis over ``values``, with ticks at 1, 2 and 5 times the powers of ten.
+
+    Args:
+        where: ``row`` and ``col`` of a figure that has several axes.
+    """
     low, high = math.log10(min(values)), math.log10(max(values))
     ticks = [
         digit * 10.0**power
@@ -116,6 +120,7 @@ def _log_y(figure: go.Figure, title: str, values: Sequence[float]) -> None:
         range=[low - margin, high + margin],
         tickvals=ticks,
         ticktext=[f"{tick:g}" for tick in ticks],
+        **where,
     )
 
 

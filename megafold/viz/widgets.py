@@ -77,13 +77,13 @@ class FrameBrowser:
             return
         drawn = self._draw()
         script = viewer.update_html(drawn.view, drawn.legend_html(), self._shown.view)
-        self._script.outputs = _shown_by(HTML(script))
+        self._script.outputs = shown_by(HTML(script))
 
     def _fill(self) -> None:
         """Begin with a view of its own, and the still that stays without a kernel."""
         self._shown = self._draw()
         aim(self._shown.view, {"": self._truth or self.structure}, self._place)
-        self.area.outputs = _shown_by(self._shown)
+        self.area.outputs = shown_by(self._shown)
 
     def _ipython_display_(self) -> None:
         viewer.publish_library()
@@ -91,7 +91,7 @@ class FrameBrowser:
         display(self.box)
 
 
-def _shown_by(shown: Any) -> tuple[dict[str, Any], ...]:
+def shown_by(shown: Any) -> tuple[dict[str, Any], ...]:
     """What displaying something gives, for ``Output.outputs``.
 
     Not ``with output: display(...)``: an error is raised here, where an output area would

@@ -110,6 +110,12 @@ def test_bound_is_the_longer_of_arithmetic_and_traffic():
     assert bound == pytest.approx(size / 1e3 * 1e3)
 
 
+def test_peaks_of_a_data_sheet_are_found_by_the_name_of_the_device():
+    assert roofline.known_peaks("NVIDIA H100 80GB HBM3").name == "H100 SXM"
+    assert roofline.known_peaks("NVIDIA H200").gb_per_s == 4800.0
+    assert roofline.known_peaks("AMD EPYC, 1 thread") is None
+
+
 def test_peaks_of_a_cpu_are_measured_and_say_so():
     peaks = roofline.measured_peaks("cpu", torch.float32, size=128)
     assert peaks.tflops["float32"] > 0

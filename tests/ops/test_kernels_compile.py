@@ -7,8 +7,34 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from megafold.bench.compile import TARGETS, Compiled, compile_all, compile_kernel, shipped
+from megafold.bench.cases import case
+from megafold.bench.compile import (
+    TARGETS,
+    Compiled,
+    compile_all,
+    compile_config,
+    compile_kernel,
+    shipped,
+    target_of,
+    targets_of,
+)
+from megafold.bench.occupancy import LIMITS
+from megafold.ops.evo_attention.variants import block_names
+from megafold.ops.tuning import Config
+from megafold.ops.variants import KernelVariant
+
+# Kernels that spill on some GPU, with the most bytes, and why they ship so all the same.
+SPILLS = {
+    # fp32 products go through the registers of every thread, not through tensor cores, and the
+    # tiles of the widest heads leave none over; no block sizes that were tried spill nowhere.
+    "evo_attention.grad_q float32 D128": 400,
+    "evo_attention.forward float32 D128": 200,
+    "evo_attention.grad_kv float32 D32": 16,
+    # Two accumulators of 64 x 128 and the tiles they are made of: 255 registers on an A100.
+    "evo_attention.grad_kv bfloat16 D128": 300,
+}
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +43,18 @@ def compiled() -> list[Compiled]:
 
 
 def test_every_kernel_compiles_for_every_target(compiled):
-    expected = {(v.name, target) for v in shipped() for target in TARGETS}
+    expected = {(v.name, target) for v in shipped() for target in targets_of(v)}
     assert {(c.kernel, c.target) for c in compiled} == expected
 
 
-def test_no_kernel_spills_registers(compiled):
-    assert [c for c in compiled if c.spill_bytes] == []
+def test_no_kernel_spills_registers_but_for_those_named(compiled):
+    assert [c for c in compiled if c.spill_bytes > SPILLS.get(c.kernel, 0)] == []
 
 
 def test_every_kernel_fits_its_gpu(compiled):
     for c in compiled:
-        assert 0 < c.registers <= 255
-        assert c.shared_bytes <= 64 * 1024  # what the smallest of them (AMD) has
+        assert 0 < c.registers <= LIMITS[c.target].registers_per_thread
+        assert c.shared_bytes <= LIMITS[c.target].shared_per_program
         assert 0 < c.threads <= 1024
 
 
@@ -46,6 +72,71 @@ def test_unknown_target_is_refused():
     ):
         with pytest.raises(ValueError, match="unknown target 'sm_70'; choose one of"):
             compiling()
+
+
+def test_a_kernel_from_a_devices_table_is_compiled_for_that_device_alone():
+    variant = KernelVariant("kernel", None, {}, {}, 4)
+    assert targets_of(variant) == tuple(TARGETS)
+    devices = ("nvidia-h200", "nvidia-h100-80gb-hbm3", "amd-instinct-mi300x-oam")
+    of_devices = KernelVariant("kernel", None, {}, {}, 4, devices=devices)
+    assert targets_of(of_devices) == ("sm_90", "gfx942")
+    with pytest.raises(ValueError, match=r"no target is known for device 'nvidia-rtx-4090'"):
+        target_of("nvidia-rtx-4090")
+
+
+CASE = case("evo_attention", "B1 S64 N64 H4 D32")
+KERNEL = "evo_attention.forward"
+
+
+def small(**options):
+    blocks = {name: 1 if name == "ROWS" else 32 for name in block_names(KERNEL)}
+    return Config(blocks, **{"num_warps": 4, "num_stages": 1, **options})
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_one_configuration_is_compiled_where_this_process_interprets(target):
+    compiled = compile_config(CASE, KERNEL, small(), torch.bfloat16, target)
+    assert (compiled.kernel, compiled.target) == (f"{KERNEL} bfloat16", target)
+    assert compiled.threads == 4 * TARGETS[target][2]
+    assert compiled.registers > 16
+
+
+def test_a_limit_on_registers_is_kept():
+    free, limited = (
+        compile_config(CASE, KERNEL, small(max_registers=n), torch.bfloat16, "sm_90")
+        for n in (None, 64)
+    )
+    assert limited.registers <= 64 < free.registers
+
+
+def test_what_does_not_compile_says_why():
+    with pytest.raises(RuntimeError, match=r"arange's range must be a power of 2$"):
+        compile_config(
+            CASE, KERNEL, Config({**small().blocks, "BLOCK_Q": 48}, 4, 1), torch.bfloat16, "sm_90"
+        )
+    with pytest.raises(ValueError, match=r"transition has no kernels with tables"):
+        compile_config(case("transition", "M1 C8 H8"), KERNEL, small(), torch.bfloat16, "sm_90")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_compiled_ahead_of_time_is_what_runs(dtype):
+    """Registers and shared memory of every kernel as launched here, and compiled apart."""
+    from megafold.bench import tune
+    from megafold.bench.records import device_name
+    from megafold.ops.evo_attention import launch
+
+    target = target_of(device_name("cuda"))
+    for shape in ("B1 S64 N128 H4 D32", "B1 S3 N50 H2 D24", "B1 S1 N128 H16 D64"):
+        of = case("evo_attention", shape)
+        q, k, _, _, bias = of.make_inputs("cuda", dtype, torch.Generator()).values()
+        problem = launch.Problem.of(q, k, bias)
+        for run in tune.runs(of, torch.device("cuda"), dtype):
+            config = launch.config_of(run.kernel, problem, q.device, dtype).config
+            ran = run.call()
+            apart = compile_config(of, run.kernel, config, dtype, target)
+            assert (apart.registers, apart.shared_bytes) == (ran.n_regs, ran.metadata.shared)
+            assert apart.spill_bytes == ran.n_spills * 4
 
 
 SPILLING = """

@@ -1,32 +1,25 @@
-"""The kernels of EvoAttention as one call has them compiled: types, constants, block sizes."""
+"""The kernels of EvoAttention as calls have them compiled, found out without compiling them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import torch
 
 from megafold.ops.evo_attention import launch
-from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
-from megafold.ops.evo_attention.forward import forward_kernel
-from megafold.ops.evo_attention.launch import Problem
-from megafold.ops.tuning import Config, Entry, tables
+from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
-
-FUNCTIONS = {
-    launch.FORWARD: forward_kernel,
-    launch.GRAD_Q: grad_q_kernel,
-    launch.GRAD_KV: grad_kv_kernel,
-    launch.GRAD_BIAS: grad_bias_kernel,
-}
 
 # Triangle attention; of the default table two widths, the usual one and the largest. bf16 stands
 # for fp16 as well: the two compile alike.
 HEADS, TOKENS = 4, 384
 WIDTHS = (32, 128)
 DTYPES = {32: torch.float32, 16: torch.bfloat16}
+MULTIPROCESSORS = 132  # of an H100; some kernels get more or fewer rows by their number
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -34,14 +27,13 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bool: "*i1",
 }
-_Values = dict[str, torch.Tensor | int | float | None]
 
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of every table, for compiling ahead of time."""
     found: list[KernelVariant] = []
     for device, entries in tables().items():
-        ours = [e for e in entries if e.kernel in FUNCTIONS]
+        ours = [e for e in entries if e.kernel in launch.KERNELS]
         if device == DEFAULT:
             found += [_shipped(e, f"D{e.sizes['D']}") for e in ours if e.sizes["D"] in WIDTHS]
             continue
@@ -57,57 +49,51 @@ def block_names(kernel: str) -> tuple[str, ...]:
         ValueError: unknown kernel.
     """
     for entry in tables()[DEFAULT]:
-        if entry.kernel == kernel and kernel in FUNCTIONS:
+        if kernel in launch.KERNELS and entry.kernel == kernel:
             return tuple(entry.blocks)
     raise ValueError(f"unknown kernel {kernel!r}; choose one of {launch.KERNELS}")
 
 
 def variant(
     kernel: str,
-    problem: Problem,
-    dtype: torch.dtype,
     config: Config,
-    *,
-    has_mask: bool = True,
-    has_bias: bool = True,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    pair_bias: torch.Tensor | None = None,
 ) -> KernelVariant:
-    """One kernel as a call on contiguous tensors has it compiled, with every gradient asked for.
+    """One kernel as a call on such tensors has it compiled, with every gradient asked for.
 
     Args:
         kernel: one of ``launch.KERNELS``.
-        problem: the sizes of the call.
-        dtype: of q, k, v and the gradient; statistics and bias are fp32.
         config: every block argument of the kernel.
+        q, k, v, mask, pair_bias: as for ``megafold.ops.evo_attention``, on the device ``meta``.
 
     Raises:
         ValueError: unknown kernel, or other block arguments than it has.
+        LookupError: such a call does not launch this kernel.
     """
     names = block_names(kernel)
     if set(config.blocks) != set(names):
         raise ValueError(f"{kernel} has the blocks {names}, not {tuple(config.blocks)}")
-    function = FUNCTIONS[kernel]
-    values = _arguments(problem, dtype, has_mask, has_bias)
-    alone = has_bias and problem.rows_per_bias == 1
-    if kernel == launch.GRAD_Q and not alone:
-        values["p_grad_bias"] = None  # a kernel of its own sums it
-    q, mask, bias = values["p_q"], values["p_mask"], values["p_bias"]
-    blocks = launch._fitted(config.blocks, problem)
-    constants = launch._constants(problem, q, mask, bias, blocks)
-    asked = {"STORE_Q": True, "STORE_K": True, "STORE_V": True, "STORE_BIAS": alone}
-    constants |= {name: asked[name] for name in function.arg_names if name in asked}
-
+    with use_config(kernel, config):
+        launched = _launches(q, k, v, mask, pair_bias)
+    if kernel not in launched:
+        raise LookupError(f"a call on q {tuple(q.shape)} does not launch {kernel}")
+    function, constants = launched[kernel].function, dict(launched[kernel].constants)
     signature, multiples = {}, set()
-    for name in function.arg_names:
-        signature[name] = "constexpr" if name in constants else _type(values[name])
+    for name, value in zip(function.arg_names, launched[kernel].arguments, strict=False):
+        signature[name] = _type(value)
         if signature[name] == "constexpr":
-            constants.setdefault(name, values.get(name))
-        elif isinstance(values[name], int) and values[name] % 16 == 0:
+            constants[name] = value
+        elif isinstance(value, int) and value % 16 == 0:
             multiples.add(name)
     return KernelVariant(
-        name=f"{kernel} {str(dtype).removeprefix('torch.')}",
+        name=f"{kernel} {str(q.dtype).removeprefix('torch.')}",
         kernel=function,
-        signature=signature,
-        constants=constants,
+        signature={name: signature.get(name, "constexpr") for name in function.arg_names},
+        constants={name: constants[name] for name in function.arg_names if name in constants},
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         max_registers=config.max_registers,
@@ -115,12 +101,53 @@ def variant(
     )
 
 
+class _Recorder:
+    """Stands in for a kernel, and keeps what it is launched with."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.arg_names = function, function.arg_names
+        self.arguments: tuple[object, ...] | None = None  # None until it is launched
+        self.constants: dict[str, object] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., _Recorder]:
+        return self._launch
+
+    def _launch(self, *arguments: object, **named: object) -> _Recorder:
+        self.arguments = arguments
+        self.constants = {name: v for name, v in named.items() if name in self.arg_names}
+        return self
+
+
+def _launches(q, k, v, mask, pair_bias) -> dict[str, _Recorder]:
+    """What one forward and backward pass launches, by the names of the kernels.
+
+    The host's own code runs, on tensors without memory and with the kernels replaced, so that
+    what is compiled here is what is launched there. Not beside a call in another thread.
+    """
+    recorders = {kernel: _Recorder(getattr(launch, _function(kernel))) for kernel in launch.KERNELS}
+    stand_ins = {_function(kernel): recorder for kernel, recorder in recorders.items()}
+    scale = q.shape[-1] ** -0.5
+    with mock.patch.multiple(launch, multiprocessors=lambda device: MULTIPROCESSORS, **stand_ins):
+        out, stats = launch.forward(q, k, v, mask, pair_bias, scale)
+        asked = (True, True, True, pair_bias is not None)
+        launch.backward(out, q, k, v, mask, pair_bias, out, stats, scale, asked)
+    return {kernel: r for kernel, r in recorders.items() if r.arguments is not None}
+
+
+def _function(kernel: str) -> str:
+    return f"{kernel.rpartition('.')[2]}_kernel"
+
+
 def _shipped(entry: Entry, key: str) -> KernelVariant:
     """An entry of a table at the sizes it was measured at; a default one on triangle attention."""
+    dtype, width = DTYPES[entry.bits], entry.sizes["D"]
     rows, queries, keys = (entry.sizes.get(name, TOKENS) for name in "RNK")
-    problem = Problem(1, rows, queries, keys, HEADS, entry.sizes["D"], rows_per_bias=rows)
+    q = torch.empty(1, rows, queries, HEADS, width, dtype=dtype, device="meta")
+    k = torch.empty(1, rows, keys, HEADS, width, dtype=dtype, device="meta")
+    mask = torch.empty(1, rows, keys, dtype=torch.bool, device="meta")
+    bias = torch.empty(1, HEADS, queries, keys, dtype=torch.float32, device="meta")
     config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
-    of = variant(entry.kernel, problem, DTYPES[entry.bits], config)
+    of = variant(entry.kernel, config, q, k, k, mask, bias)
     return replace(of, name=f"{of.name} {key}")
 
 
@@ -137,7 +164,7 @@ def _key(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}{size}" for name, size in sizes.items())
 
 
-def _type(value: torch.Tensor | int | float | None) -> str:
+def _type(value: object) -> str:
     """The type Triton compiles for; what it knows when it compiles (None, 1) is a constant."""
     if isinstance(value, torch.Tensor):
         return _POINTERS[value.dtype]
@@ -146,36 +173,3 @@ def _type(value: torch.Tensor | int | float | None) -> str:
     if value is None or value == 1:
         return "constexpr"
     return "i32" if value < 2**31 else "i64"
-
-
-def _arguments(problem: Problem, dtype: torch.dtype, has_mask: bool, has_bias: bool) -> _Values:
-    """What a launch passes, by the names of the kernels' arguments; tensors without memory."""
-
-    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=of, device="meta")
-
-    batch, rows, heads, width = problem.batch, problem.rows, problem.heads, problem.width
-    q = empty(batch, rows, problem.queries, heads, width)
-    k = empty(batch, rows, problem.keys, heads, width)
-    mask = empty(batch, rows, problem.keys, of=torch.bool) if has_mask else None
-    bias = None
-    if has_bias:
-        bias = empty(problem.biases, heads, problem.queries, problem.keys, of=torch.float32)
-    statistics = empty(problem.total_rows, heads, problem.queries, of=torch.float32)
-    values: _Values = {
-        "p_q": q, "p_k": k, "p_v": k, "p_mask": mask, "p_bias": bias, "p_out": q,
-        "p_stats": statistics, "p_delta": statistics, "p_grad": q,
-        "p_grad_q": q, "p_grad_k": k, "p_grad_v": k, "p_grad_bias": bias,
-        "biases": problem.biases, "rows_per_group": problem.rows_per_bias,
-    }  # fmt: skip
-    for letter, tensor in (("q", q), ("k", k), ("v", k), ("g", q)):
-        names = (f"stride_{letter}{axis}" for axis in "bsnhd")
-        values.update(zip(names, tensor.stride(), strict=True))
-    mask_names = ("stride_mb", "stride_ms", "stride_mk")
-    values.update(zip(mask_names, launch._mask_strides(mask), strict=True))
-    bias_names = ("stride_bb", "stride_bh", "stride_bq", "stride_bk")
-    values.update(zip(bias_names, launch._bias_strides(bias), strict=True))
-    names = ("rows", "rows_per_bias", "stride_inverse", "queries", "keys", "heads", "width")
-    values["scale"], *sizes = launch._scalars(problem, width**-0.5)
-    values.update(zip(names, sizes, strict=True))
-    return values
