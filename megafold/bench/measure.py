@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import torch
 from megafold.bench.cases import Inputs, check_direction
 
 FLUSH_BYTES = 256 * 2**20  # larger than the last-level cache of any current GPU
+MAX_FLUSHES = 200  # some 20 ms
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def time_call(
     """Time ``call`` until ``seconds`` have passed, within the bounds on the repeats.
 
     One call warms up (and compiles). On a GPU every run is timed by events on the device, after
-    its cache was overwritten, so that no run finds its input there; on the CPU by the clock.
+    its cache was overwritten, so that no run finds its input there, and with the whole call
+    queued before it begins (:func:`host_ms` is the time that takes); on the CPU by the clock.
     """
     (timing,) = time_in_turns(
         [call], device, seconds=seconds, min_repeats=min_repeats, max_repeats=max_repeats
@@ -123,14 +127,42 @@ def _timed_on_cpu(call: Callable[[], object], device: torch.device) -> Callable[
 
 def _timed_on_gpu(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    stream = torch.cuda.current_stream(device)
 
-    def run() -> float:
+    def between(work: Callable[[], object]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        start.record(torch.cuda.current_stream(device))
-        call()
-        end.record(torch.cuda.current_stream(device))
+        start.record(stream)
+        work()
+        end.record(stream)
         end.synchronize()
         return start.elapsed_time(end)
 
+    call()
+    flush.zero_()
+    flushing = between(flush.zero_)
+    host = host_ms(call, device)
+    # The GPU is kept busy until all of the call is queued, as in a training step: what is timed
+    # is its own work, not its waiting for Python.
+    flushes = min(MAX_FLUSHES, 1 + math.ceil(1.5 * host / flushing))
+
+    def run() -> float:
+        for _ in range(flushes):
+            flush.zero_()
+        return between(call)
+
     return run
+
+
+def host_ms(call: Callable[[], object], device: torch.device | str, repeats: int = 20) -> float:
+    """How long Python takes to queue one call on a GPU, in milliseconds (median).
+
+    The call has to have run before. A training step cannot be faster than this.
+    """
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    torch.cuda.synchronize(device)
+    return statistics.median(times)

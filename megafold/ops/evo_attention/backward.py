@@ -6,9 +6,7 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
-    LOG2E,
     at,
-    exp2,
     load_bias,
     load_kept,
     load_row,
@@ -18,6 +16,7 @@ from megafold.ops.evo_attention.tiles import (
     next_row,
     row,
     store_tile,
+    weights,
 )
 
 
@@ -63,6 +62,14 @@ def grad_q_kernel(
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
     EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
+    i_first = row(i_group, 0, rows_per_bias, ROWS)
+    if HAS_BIAS:
+        i_bias = (i_first // rows_per_bias).to(tl.int64)
+        p_bias += i_bias * stride_bb + i_head.to(tl.int64) * stride_bh + long(i_q) * stride_bq
+    if STORE_BIAS:
+        p_grad_bias += ((i_first.to(tl.int64) * heads + i_head) * queries + i_q) * keys
+    queries_left = queries - i_q
+
     p_kr = ()
     p_vr = ()
     p_mr = ()
@@ -82,15 +89,10 @@ def grad_q_kernel(
         p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
         b_g = load_tile(p_gr, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
         b_do = b_do + (b_g,)
-        p_or = p_out + (i_row.to(tl.int64) * queries * heads + i_head) * width
-        b_o = load_tile(p_or, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
         i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
         b_r = load_row(p_stats + stride_inverse + i_stats, i_q, o_q, queries, EVEN_Q)
-        b_d = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1) * b_r
-        tl.store(p_delta + i_stats + i_q + o_q, b_d, mask=i_q + o_q < queries)
         b_shift = b_shift + (load_row(p_stats + i_stats, i_q, o_q, queries, EVEN_Q),)
         b_inverse = b_inverse + (b_r,)
-        b_delta = b_delta + (b_d,)
         b_dq = b_dq + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
         p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh),)
         p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh),)
@@ -99,14 +101,37 @@ def grad_q_kernel(
         else:
             p_mr = p_mr + (0,)
         b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK),)
-    i_first = row(i_group, 0, rows_per_bias, ROWS)
-    if HAS_BIAS:
-        i_bias = (i_first // rows_per_bias).to(tl.int64)
-        p_bias += i_bias * stride_bb + i_head.to(tl.int64) * stride_bh + long(i_q) * stride_bq
-    if STORE_BIAS:
-        p_grad_bias += ((i_first.to(tl.int64) * heads + i_head) * queries + i_q) * keys
-    queries_left = queries - i_q
-
+        if EXACT:
+            # Where one key has all the weight, its gradient is a difference of near equals. In
+            # fp32 that has to cancel as it does in PyTorch: delta from the very products that it
+            # is taken from, for one more walk over the keys.
+            b_d = tl.zeros([BLOCK_Q], tl.float32)
+            for start in range(0, keys, BLOCK_K):
+                b_bias = None
+                if HAS_BIAS:
+                    b_bias = load_bias(
+                        p_bias, start, o_q, o_k, stride_bq, stride_bk, queries_left, keys,
+                        EVEN_Q, EVEN_K,
+                    )  # fmt: skip
+                b_k = load_tile(
+                    p_kr[r], start, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D
+                )
+                b_v = load_tile(
+                    p_vr[r], start, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D
+                )
+                b_kept = load_kept(p_mr[r], start, o_k, stride_mk, keys, HAS_MASK)
+                b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
+                b_x = logits(b_s, b_bias, b_kept, scale, HAS_BIAS, SELECT)
+                b_p = weights(b_x, b_shift[r][:, None], EXACT)
+                b_dp = tl.dot(b_do[r], tl.trans(b_v), input_precision=PRECISION)
+                b_d += tl.sum(b_p * (b_dp * b_r[:, None]), 1)
+            b_d *= b_r
+        else:
+            p_or = p_out + (i_row.to(tl.int64) * queries * heads + i_head) * width
+            b_o = load_tile(p_or, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
+            b_d = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1) * b_r
+        tl.store(p_delta + i_stats + i_q + o_q, b_d, mask=i_q + o_q < queries)
+        b_delta = b_delta + (b_d,)
     if STORE_Q or STORE_BIAS:
         for start in range(0, keys, BLOCK_K):
             b_bias = None
@@ -129,7 +154,7 @@ def grad_q_kernel(
                 )
                 b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
                 b_x = logits(b_s, b_bias, b_next[r], scale, HAS_BIAS, SELECT)
-                b_p = exp2(b_x * LOG2E - b_shift[r][:, None], EXACT)
+                b_p = weights(b_x, b_shift[r][:, None], EXACT)
                 b_dp = tl.dot(b_do[r], tl.trans(b_v), input_precision=PRECISION)
                 # One over the sum stands with the gradients: two operations, not three.
                 b_ds = b_p * (b_dp * b_inverse[r][:, None] - b_delta[r][:, None])
@@ -177,11 +202,12 @@ def grad_kv_kernel(
     PRECISION: tl.constexpr,
     STORE_K: tl.constexpr,  # whether the gradient of k is asked for
     STORE_V: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program computes the gradients of BLOCK_K keys and values of one head in one row.
+    """One program computes the gradients of BLOCK_K keys and values of one head in ROWS rows.
 
     Masked keys are not left out on the way: a key's gradient depends on no other key once the
     statistics are known, so it is set to zero at the end. (Its logit may exceed the maximum that
@@ -190,70 +216,106 @@ def grad_kv_kernel(
     blocks = tl.cdiv(keys, BLOCK_K)
     i_k = (tl.program_id(0) % blocks) * BLOCK_K
     i_head = (tl.program_id(0) // blocks) % heads
-    i_row = tl.program_id(0) // (blocks * heads)
+    i_group = tl.program_id(0) // (blocks * heads)
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
     EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
-    p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
-    b_k = load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D)
-    p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
-    b_v = load_tile(p_vr, i_k, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D)
-    b_dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    b_dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
-    p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
-    i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
+    p_qr = ()
+    p_gr = ()
+    i_stats = ()
+    b_k = ()
+    b_v = ()
+    b_dk = ()
+    b_dv = ()
+    n_shift = ()
+    n_inverse = ()
+    n_delta = ()
+    for r in tl.static_range(ROWS):
+        i_row = row(i_group, r, rows_per_bias, ROWS)
+        p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
+        b_k = b_k + (
+            load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D),
+        )
+        p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
+        b_v = b_v + (
+            load_tile(p_vr, i_k, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D),
+        )
+        b_dk = b_dk + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
+        b_dv = b_dv + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
+        p_qr = p_qr + (at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh),)
+        p_gr = p_gr + (at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh),)
+        i_stats = i_stats + ((i_row.to(tl.int64) * heads + i_head) * queries,)
+        # Statistics are read a block ahead; a query beyond the end has no weights.
+        p_r = p_stats + i_stats[r]
+        n_shift = n_shift + (load_row(p_r, 0, o_q, queries, EVEN_Q),)
+        n_inverse = n_inverse + (load_row(p_r + stride_inverse, 0, o_q, queries, EVEN_Q),)
+        n_delta = n_delta + (load_row(p_delta + i_stats[r], 0, o_q, queries, EVEN_Q),)
     if HAS_BIAS:
-        i_bias = (i_row // rows_per_bias).to(tl.int64)
+        i_bias = (row(i_group, 0, rows_per_bias, ROWS) // rows_per_bias).to(tl.int64)
         p_bias += i_bias * stride_bb + i_head.to(tl.int64) * stride_bh + long(i_k) * stride_bk
     keys_left = keys - i_k
-    # Statistics are read a block ahead; a query beyond the end has no weights.
-    n_shift = load_row(p_stats + i_stats, 0, o_q, queries, EVEN_Q)
-    n_inverse = load_row(p_stats + stride_inverse + i_stats, 0, o_q, queries, EVEN_Q)
-    n_delta = load_row(p_delta + i_stats, 0, o_q, queries, EVEN_Q)
 
     for start in range(0, queries, BLOCK_Q):
         b_shift = n_shift
         b_inverse = n_inverse
         b_delta = n_delta
         ahead = start + BLOCK_Q
-        n_shift = load_row(p_stats + i_stats, ahead, o_q, queries, False)
-        n_inverse = load_row(p_stats + stride_inverse + i_stats, ahead, o_q, queries, False)
-        n_delta = load_row(p_delta + i_stats, ahead, o_q, queries, False)
+        n_shift = ()
+        n_inverse = ()
+        n_delta = ()
+        n_dk = ()
+        n_dv = ()
         b_bias = None
         if HAS_BIAS:  # [BLOCK_Q, BLOCK_K]
             b_bias = load_bias(
                 p_bias + long(start) * stride_bq, 0, o_q, o_k, stride_bq, stride_bk,
                 queries - start, keys_left, EVEN_Q, EVEN_K,
             )  # fmt: skip
-        b_q = load_tile(p_qr, start, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D)
-        b_do = load_tile(
-            p_gr, start, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D
-        )
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_x = logits(b_s, b_bias, None, scale, HAS_BIAS, False)
-        b_p = exp2(b_x * LOG2E - b_shift[:, None], EXACT)
-        if STORE_V:
-            b_w = (b_p * b_inverse[:, None]).to(b_do.dtype)
-            b_dv = tl.dot(tl.trans(b_w), b_do, acc=b_dv, input_precision=PRECISION)
-        if STORE_K:
-            b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
-            b_ds = b_p * (b_dp * b_inverse[:, None] - b_delta[:, None])
-            b_dk = tl.dot(tl.trans(b_ds.to(b_q.dtype)), b_q, acc=b_dk, input_precision=PRECISION)
+        for r in tl.static_range(ROWS):
+            p_r = p_stats + i_stats[r]
+            n_shift = n_shift + (load_row(p_r, ahead, o_q, queries, False),)
+            n_inverse = n_inverse + (load_row(p_r + stride_inverse, ahead, o_q, queries, False),)
+            n_delta = n_delta + (load_row(p_delta + i_stats[r], ahead, o_q, queries, False),)
+            b_q = load_tile(
+                p_qr[r], start, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D
+            )
+            b_do = load_tile(
+                p_gr[r], start, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D
+            )
+            b_s = tl.dot(b_q, tl.trans(b_k[r]), input_precision=PRECISION)
+            b_x = logits(b_s, b_bias, None, scale, HAS_BIAS, False)
+            b_p = weights(b_x, b_shift[r][:, None], EXACT)
+            b_a = b_dv[r]
+            if STORE_V:
+                b_w = (b_p * b_inverse[r][:, None]).to(b_do.dtype)
+                b_a = tl.dot(tl.trans(b_w), b_do, acc=b_a, input_precision=PRECISION)
+            n_dv = n_dv + (b_a,)
+            b_a = b_dk[r]
+            if STORE_K:
+                b_dp = tl.dot(b_do, tl.trans(b_v[r]), input_precision=PRECISION)
+                b_ds = (b_p * (b_dp * b_inverse[r][:, None] - b_delta[r][:, None])).to(b_q.dtype)
+                b_a = tl.dot(tl.trans(b_ds), b_q, acc=b_a, input_precision=PRECISION)
+            n_dk = n_dk + (b_a,)
+        b_dk = n_dk
+        b_dv = n_dv
 
-    if HAS_MASK:
-        p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
-        b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
-        b_dk = tl.where(b_kept[:, None], b_dk, 0.0)
-        b_dv = tl.where(b_kept[:, None], b_dv, 0.0)
-    i_out = (i_row.to(tl.int64) * keys * heads + i_head) * width
     EVEN: tl.constexpr = EVEN_K and EVEN_D
-    if STORE_K:
-        store_tile(p_grad_k + i_out, b_dk * scale, i_k, o_k, o_d, heads * width, keys, width, EVEN)
-    if STORE_V:
-        store_tile(p_grad_v + i_out, b_dv, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+    for r in tl.static_range(ROWS):
+        i_row = row(i_group, r, rows_per_bias, ROWS)
+        b_a = b_dk[r] * scale
+        b_b = b_dv[r]
+        if HAS_MASK:
+            p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
+            b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
+            b_a = tl.where(b_kept[:, None], b_a, 0.0)
+            b_b = tl.where(b_kept[:, None], b_b, 0.0)
+        i_out = (i_row.to(tl.int64) * keys * heads + i_head) * width
+        if STORE_K:
+            store_tile(p_grad_k + i_out, b_a, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+        if STORE_V:
+            store_tile(p_grad_v + i_out, b_b, i_k, o_k, o_d, heads * width, keys, width, EVEN)
 
 
 @triton.jit
@@ -347,7 +409,7 @@ def grad_bias_kernel(
             n_kept = load_kept(p_mr, i_k, o_k, stride_mk, tl.where(i < last, keys, 0), HAS_MASK)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_x = logits(b_s, b_bias, b_kept, scale, HAS_BIAS, SELECT)
-        b_p = exp2(b_x * LOG2E - b_shift[:, None], EXACT)
+        b_p = weights(b_x, b_shift[:, None], EXACT)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         b_sum += b_p * (b_dp * b_inverse[:, None] - b_delta[:, None])
 

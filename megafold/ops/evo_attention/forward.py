@@ -17,16 +17,16 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
-    LOG2E,
     at,
-    exp2,
     load_bias,
     load_kept,
     load_tile,
     logits,
     long,
     row,
+    shift_of,
     store_tile,
+    weights,
 )
 
 
@@ -129,11 +129,9 @@ def forward_kernel(
             b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
             b_x = logits(b_s, b_bias, b_next[r], scale, HAS_BIAS, SELECT)
             b_new = tl.maximum(b_max[r], tl.max(b_x, 1))
-            b_shift = b_new * LOG2E
-            if SELECT:  # no key yet: -inf - -inf would be NaN
-                b_shift = tl.where(b_new == float("-inf"), 0.0, b_shift)
-            b_p = exp2(b_x * LOG2E - b_shift[:, None], EXACT)
-            b_old = exp2(b_max[r] * LOG2E - b_shift, EXACT)
+            b_shift = shift_of(b_new, EXACT)
+            b_p = weights(b_x, b_shift[:, None], EXACT)
+            b_old = weights(b_max[r], b_shift, EXACT)
             b_a = b_acc[r] * b_old[:, None]
             n_acc = n_acc + (tl.dot(b_p.to(b_v.dtype), b_v, acc=b_a, input_precision=PRECISION),)
             n_sum = n_sum + (b_sum[r] * b_old + tl.sum(b_p, 1),)
@@ -145,7 +143,7 @@ def forward_kernel(
 
     for r in tl.static_range(ROWS):
         i_row = row(i_group, r, rows_per_bias, ROWS).to(tl.int64)
-        b_shift = tl.where(b_max[r] == float("-inf"), 0.0, b_max[r] * LOG2E)
+        b_shift = shift_of(b_max[r], EXACT)
         # A row whose keys are all masked has no weights: zeros, here and in every gradient.
         b_inverse = tl.where(b_sum[r] > 0.0, tl.math.div_rn(1.0, b_sum[r]), 0.0)
         p = p_stats + (i_row * heads + i_head) * queries + i_q

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
-from megafold.ops.tuning import Found, lookup
+from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "evo_attention.forward"
 GRAD_Q = "evo_attention.grad_q"
@@ -23,8 +24,7 @@ SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """The sizes of one call, and what of them the kernels are compiled or launched with."""
 
     batch: int
@@ -84,7 +84,9 @@ def forward(
         device=q.device,
     )
     if out.numel():
-        launch_forward(problem, q, k, v, mask, readable(pair_bias), out, stats, scale)
+        launch_forward(
+            problem, q, k, v, spread(mask, problem), readable(pair_bias), out, stats, scale
+        )
     return out, stats
 
 
@@ -110,7 +112,7 @@ def backward(
     results = [g for g in (grad_q, grad_k, grad_v, grad_bias) if g is not None]
     if not out.numel() or not problem.keys:  # no key: what there is does not depend on anything
         return [g.zero_() for g in results]
-    bias = readable(pair_bias)
+    bias, mask = readable(pair_bias), spread(mask, problem)
     delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
     alone = grad_bias if problem.rows_per_bias == 1 else None
     launch_grad_q(
@@ -125,63 +127,47 @@ def backward(
     return results
 
 
-def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> None:
+def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
     """Fill ``out`` and ``stats``; arguments as those of the kernel."""
-    found = config_of(FORWARD, problem, q.device, q.dtype).config
-    blocks = _fitted(found.blocks, problem)
-    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
-    grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
-    with torch.cuda.device_of(q):
-        return forward_kernel[grid](
-            q, k, v, mask, bias, out, stats,
-            *q.stride(), *k.stride(), *v.stride(), *_mask_strides(mask), *_bias_strides(bias),
-            *_scalars(problem, scale),
-            **_constants(problem, q, mask, bias, blocks),
-            **found.options,
-        )  # fmt: skip
+    config = config_of(FORWARD, problem, q.device, q.dtype).config
+    launcher = _by_rows(
+        forward_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), (),
+        layout(q), layout(k), layout(v), None, layout(mask), layout(bias),
+    )  # fmt: skip
+    with on(q.device):
+        return launcher(q, k, v, mask, bias, out, stats)
 
 
 def launch_grad_q(
     problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
-) -> None:
+) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
-    found = config_of(GRAD_Q, problem, q.device, q.dtype).config
-    blocks = _fitted(found.blocks, problem)
-    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
-    grid = (triton.cdiv(problem.queries, blocks["BLOCK_Q"]) * problem.heads * groups,)
-    with torch.cuda.device_of(q):
-        return grad_q_kernel[grid](
-            q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias,
-            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
-            *_mask_strides(mask), *_bias_strides(bias),
-            *_scalars(problem, scale),
-            **_constants(problem, q, mask, bias, blocks),
-            STORE_Q=grad_q is not None, STORE_BIAS=grad_bias is not None,
-            **found.options,
-        )  # fmt: skip
+    config = config_of(GRAD_Q, problem, q.device, q.dtype).config
+    stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
+    launcher = _by_rows(
+        grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), stored,
+        layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
+    )  # fmt: skip
+    with on(q.device):
+        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias)
 
 
-def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> None:
+def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
-    found = config_of(GRAD_KV, problem, q.device, q.dtype).config
-    blocks = _fitted(found.blocks, problem)
-    grid = (triton.cdiv(problem.keys, blocks["BLOCK_K"]) * problem.heads * problem.total_rows,)
-    with torch.cuda.device_of(q):
-        return grad_kv_kernel[grid](
-            q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v,
-            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
-            *_mask_strides(mask), *_bias_strides(bias),
-            *_scalars(problem, scale),
-            **_constants(problem, q, mask, bias, blocks),
-            STORE_K=grad_k is not None, STORE_V=grad_v is not None,
-            **found.options,
-        )  # fmt: skip
+    config = config_of(GRAD_KV, problem, q.device, q.dtype).config
+    stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
+    launcher = _by_rows(
+        grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale, _precision(q), stored,
+        layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
+    )  # fmt: skip
+    with on(q.device):
+        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v)
 
 
-def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale) -> None:
+def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale) -> Any:
     """Fill ``grad_bias``: the rows in groups, then the sum of the groups."""
-    found = config_of(GRAD_BIAS, problem, q.device, q.dtype).config
-    blocks = _fitted(found.blocks, problem)
+    config = config_of(GRAD_BIAS, problem, q.device, q.dtype).config
+    blocks = _fitted(config.blocks, problem)
     tiles = (
         triton.cdiv(problem.queries, blocks["BLOCK_Q"])
         * triton.cdiv(problem.keys, blocks["BLOCK_K"])
@@ -197,21 +183,50 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
     sums = grad_bias
     if groups > 1:
         sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
-    with torch.cuda.device_of(q):
-        compiled = grad_bias_kernel[(tiles * groups,)](
-            q, k, v, mask, bias, stats, grad, delta, sums,
-            *q.stride(), *k.stride(), *v.stride(), *grad.stride(),
-            *_mask_strides(mask), *_bias_strides(bias),
-            *_scalars(problem, scale), problem.biases, per_group,
-            **_constants(problem, q, mask, bias, blocks),
-            **found.options,
-        )  # fmt: skip
+    launcher = _bias_sums(
+        grad_bias_kernel, config, problem, tiles * groups, per_group, q.device, scale,
+        _precision(q), layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
+        sums.dtype,
+    )  # fmt: skip
+    with on(q.device):
+        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums)
     if groups > 1:
         if grad_bias.dtype == torch.float32:
             torch.sum(sums, dim=0, out=grad_bias)
         else:
             grad_bias.copy_(sums.sum(dim=0))
     return compiled
+
+
+@lru_cache(maxsize=4096)
+def _by_rows(
+    kernel: Any, config: Config, problem: Problem, split: str, device: torch.device, scale: float,
+    precision: str, stored: tuple[tuple[str, bool], ...],
+    q: Layout, k: Layout, v: Layout, grad: Layout | None, mask: Layout | None, bias: Layout | None,
+) -> Launcher:  # fmt: skip
+    """A launch whose programs each take one block (``split``) of one head in ROWS rows."""
+    blocks = _fitted(config.blocks, problem)
+    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
+    size = problem.queries if split == "BLOCK_Q" else problem.keys
+    programs = triton.cdiv(size, blocks[split]) * problem.heads * groups
+    constants = {**_constants(problem, precision, mask, bias, blocks), **dict(stored)}
+    numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
+    return Launcher(kernel, programs, numbers, constants, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _bias_sums(
+    kernel: Any, config: Config, problem: Problem, programs: int, per_group: int,
+    device: torch.device, scale: float, precision: str,
+    q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout | None,
+    dtype: torch.dtype,
+) -> Launcher:  # fmt: skip
+    """A launch whose programs each take one tile of the bias in ``per_group`` rows."""
+    blocks = _fitted(config.blocks, problem)
+    constants = _constants(problem, precision, mask, bias, blocks)
+    numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
+    numbers = (*numbers, problem.biases, per_group)
+    return Launcher(kernel, programs, numbers, constants, config.options)
 
 
 def row_groups(
@@ -233,6 +248,11 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def spread(mask: torch.Tensor | None, problem: Problem) -> torch.Tensor | None:
+    """A mask as the kernels read it: a view ``[B, S, M]``, not copied."""
+    return None if mask is None else mask.expand(problem.batch, problem.rows, problem.keys)
 
 
 def readable(bias: torch.Tensor | None) -> torch.Tensor | None:
@@ -260,7 +280,9 @@ def _fitted(blocks, problem: Problem) -> dict[str, int]:
     return fitted
 
 
-def _constants(problem: Problem, q, mask, bias, blocks) -> dict[str, object]:
+def _constants(
+    problem: Problem, precision: str, mask: Layout | None, bias: Layout | None, blocks
+) -> dict[str, object]:
     block_d = padded_width(problem.width)
     return {
         "HAS_MASK": mask is not None,
@@ -268,7 +290,7 @@ def _constants(problem: Problem, q, mask, bias, blocks) -> dict[str, object]:
         "EVEN_Q": problem.queries % blocks["BLOCK_Q"] == 0,
         "EVEN_K": problem.keys % blocks["BLOCK_K"] == 0,
         "EVEN_D": problem.width == block_d,
-        "PRECISION": _precision(q),
+        "PRECISION": precision,
         "BLOCK_D": block_d,
         **blocks,
     }
@@ -280,7 +302,7 @@ def _precision(q: torch.Tensor) -> str:
     return "tf32" if fp32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def _scalars(problem: Problem, scale: float) -> tuple[float | int, ...]:
+def _sizes(problem: Problem, scale: float) -> tuple[float | int, ...]:
     return (
         scale,
         problem.rows,
@@ -293,12 +315,10 @@ def _scalars(problem: Problem, scale: float) -> tuple[float | int, ...]:
     )
 
 
-def _mask_strides(mask: torch.Tensor | None) -> tuple[int, int, int]:
-    if mask is None:
-        return 0, 0, 0
-    batch, rows, keys = mask.stride()
-    return (batch if mask.shape[0] > 1 else 0), (rows if mask.shape[1] > 1 else 0), keys
-
-
-def _bias_strides(bias: torch.Tensor | None) -> tuple[int, int, int, int]:
-    return (0, 0, 0, 0) if bias is None else bias.stride()
+def _strides(
+    q: Layout, k: Layout, v: Layout, grad: Layout | None, mask: Layout | None, bias: Layout | None
+) -> tuple[int, ...]:
+    """The strides of all operands, in the kernels' order."""
+    operands = (q, k, v) if grad is None else (q, k, v, grad)
+    strides = [stride for operand in operands for stride in operand[0]]
+    return (*strides, *(mask[0] if mask else (0, 0, 0)), *(bias[0] if bias else (0, 0, 0, 0)))

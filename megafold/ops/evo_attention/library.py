@@ -1,10 +1,16 @@
-"""EvoAttention as PyTorch operators: what torch.compile, autograd and opcheck see of it."""
+"""EvoAttention as PyTorch operators: what torch.compile, autograd and opcheck see of it.
+
+Registered operators go through PyTorch's dispatcher several times, which takes longer than the
+kernels of one small attention. So a call that nobody traces takes the short way: an
+``autograd.Function`` with the same forward and backward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from megafold.ops.evo_attention import launch
 
@@ -47,11 +53,10 @@ def _gradients(ctx, grad: torch.Tensor | None, _stats: None) -> tuple[torch.Tens
     q, k, v, mask, pair_bias, out, stats = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     asked = [wanted[0], wanted[1], wanted[2], wanted[4]]
-    found = iter(
-        torch.ops.megafold.evo_attention_backward(
-            grad, q, k, v, mask, pair_bias, out, stats, ctx.scale, asked
-        )
-    )
+    # With a graph of the backward pass: the operator, which refuses a second derivative.
+    traced = torch.is_grad_enabled() or _traced(grad)
+    backward = torch.ops.megafold.evo_attention_backward if traced else launch.backward
+    found = iter(backward(grad, q, k, v, mask, pair_bias, out, stats, ctx.scale, asked))
     of_q, of_k, of_v, of_bias = (next(found) if one else None for one in asked)
     return of_q, of_k, of_v, None, of_bias, None
 
@@ -71,6 +76,23 @@ torch.library.register_autograd(
 )
 
 
+class _Attention(torch.autograd.Function):
+    """The operator without the dispatcher."""
+
+    forward = staticmethod(launch.forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_gradients)
+
+
+def _traced(*tensors: torch.Tensor) -> bool:
+    """Whether something has to see the operator itself: a compiler, a mode, a kind of tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or not all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
+
+
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -80,4 +102,5 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     """Attention by the kernels; arguments validated, of one half type or fp32."""
-    return torch.ops.megafold.evo_attention(q, k, v, mask, pair_bias, scale)[0]
+    call = torch.ops.megafold.evo_attention if _traced(q, k, v) else _Attention.apply
+    return call(q, k, v, mask, pair_bias, scale)[0]

@@ -106,16 +106,27 @@ def logits(b_s, b_bias, b_kept, scale, HAS_BIAS: tl.constexpr, SELECT: tl.conste
 
 
 @triton.jit
-def exp2(b_x, EXACT: tl.constexpr):
-    """Two to the power of numbers that are at most a little above zero.
+def shift_of(b_max, EXACT: tl.constexpr):
+    """What :func:`weights` takes from logits whose maximum is ``b_max``; 0 where no key is left."""
+    b_shift = b_max
+    if not EXACT:
+        b_shift = b_max * LOG2E
+    return tl.where(b_max == float("-inf"), 0.0, b_shift)  # -inf - -inf would be NaN
 
-    The hardware's approximation is good to 22 bits. That is plenty for 16-bit results; for fp32
-    (EXACT) the fraction goes through a polynomial (Taylor to the 7th power, error 2**-27).
+
+@triton.jit
+def weights(b_x, b_shift, EXACT: tl.constexpr):
+    """``exp(b_x - maximum)``, from logits and the shift of their maximum.
+
+    The hardware's power of two is good to 22 bits: plenty for 16-bit results. For fp32 (EXACT)
+    it takes as many operations as in a mathematical library: the argument less a multiple of
+    ln 2 (in two parts, Cody and Waite 1980), a polynomial (Taylor to the 7th power, error
+    2**-27), a power of two.
     """
     if EXACT:
-        b_x = tl.maximum(b_x, -150.0)  # below the smallest fp32, -inf too
-        b_n = tl.floor(b_x + 0.5)
-        b_f = (b_x - b_n) * 0.6931471805599453
+        b_t = tl.maximum(b_x - b_shift, -104.0)  # below the smallest fp32, -inf too
+        b_n = tl.floor(b_t * LOG2E + 0.5)
+        b_f = (b_t - b_n * 0.693359375) + b_n * 2.12194440e-4
         b_y = 1.0 / 5040.0
         b_y = b_y * b_f + 1.0 / 720.0
         b_y = b_y * b_f + 1.0 / 120.0
@@ -126,7 +137,7 @@ def exp2(b_x, EXACT: tl.constexpr):
         b_y = b_y * b_f + 1.0
         return b_y * tl.exp2(b_n)
     else:
-        return tl.exp2(b_x)
+        return tl.exp2(b_x * LOG2E - b_shift)
 
 
 @triton.jit

@@ -25,6 +25,9 @@ class Config:
     num_stages: int
     max_registers: int | None = None  # per thread, NVIDIA only: more programs at a time
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.blocks.items()), self.num_warps, self.num_stages))
+
     @property
     def options(self) -> dict[str, int]:
         """What a kernel's launch takes besides its arguments."""
@@ -106,9 +109,7 @@ def _from_tables(kernel: str, device: str, bits: int, sizes: Sizes) -> Found:
         if entries:
             best = min(entries, key=lambda entry: _distance(entry, others))
             measured = [f"{n} {best.sizes[n]}" for n, _ in sizes if n in best.sizes]
-            config = Config(
-                dict(best.blocks), best.num_warps, best.num_stages, best.max_registers
-            )
+            config = Config(dict(best.blocks), best.num_warps, best.num_stages, best.max_registers)
             return Found(config, f"{source}, {' '.join(measured)}")
     raise LookupError(f"no block sizes for {kernel} with {key} = {wanted} at {bits} bits")
 
