@@ -79,8 +79,13 @@ torch.library.register_autograd(
 class _Attention(torch.autograd.Function):
     """The operator without the dispatcher."""
 
-    forward = staticmethod(launch.forward)
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def forward(ctx, *inputs):
+        # Not in a `setup_context`: with one, PyTorch inspects the signature in every call.
+        output = launch.forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
     backward = staticmethod(_gradients)
 
 
