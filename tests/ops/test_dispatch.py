@@ -15,10 +15,12 @@ from torch._dynamo.testing import CompileCounter
 from megafold import ops
 from megafold.bench import cases
 from megafold.ops import dispatch
+from megafold.ops.evo_attention import launch
 from tests.numerics import DEVICE, draw
 
 ATTENTION = cases.case("evo_attention", "B1 S2 N3 H1 D8")
 TRANSITION = cases.case("transition", "M3 C8 H16")
+WITHOUT_KERNEL = cases.case("layer_norm_linear", "M3 C8 O4")
 
 
 def inputs_of(case, dtype=torch.float32, device=DEVICE):
@@ -83,9 +85,36 @@ def test_explicit_triton_never_runs_something_else(op):
 
 
 def test_auto_takes_pytorch_where_there_is_no_kernel_and_says_so():
-    choice = ops.explain("evo_attention", **inputs_of(ATTENTION))
+    choice = ops.explain("layer_norm_linear", **inputs_of(WITHOUT_KERNEL))
     assert choice.implementation == "torch"
-    assert str(choice) == "evo_attention: torch (evo_attention has no Triton kernel yet)"
+    assert str(choice) == "layer_norm_linear: torch (layer_norm_linear has no Triton kernel yet)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "without", "spared"),
+    [
+        ("B1 S2 N3 H1 D8", (), ()),
+        ("B1 S1 N3 H1 D8", (), (launch.GRAD_BIAS,)),  # no rows share the bias
+        ("B1 S2 N3 H1 D8", ("pair_bias",), (launch.GRAD_BIAS,)),
+    ],
+    ids=str,
+)
+def test_explain_lists_the_block_sizes_of_every_kernel_a_call_would_run(shape, without, spared):
+    inputs = inputs_of(cases.case("evo_attention", shape)) | dict.fromkeys(without)
+    assert ops.explain("evo_attention", **inputs_of(ATTENTION, device="cpu")).kernels == ()
+    with ops.use("triton"):
+        choice = ops.explain("evo_attention", **inputs)
+    assert choice.implementation == "triton"
+    kernels = [kernel for kernel in launch.KERNELS if kernel not in spared]
+    assert [line.split(":")[0] for line in choice.kernels] == kernels
+    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
+    for kernel, line in zip(kernels, choice.kernels, strict=True):
+        found = launch.config_of(kernel, problem, inputs["q"].device, torch.float32)
+        for name, size in found.config.blocks.items():
+            assert f"{name} {size}" in line
+        assert f"warps {found.config.num_warps} stages {found.config.num_stages}" in line
+        assert f"({found.source})" in line
+    assert str(choice).splitlines()[1:] == [f"  {line}" for line in choice.kernels]
 
 
 def test_auto_takes_pytorch_on_the_cpu_and_says_so():
@@ -98,6 +127,13 @@ def test_auto_takes_pytorch_on_the_cpu_and_says_so():
 def test_auto_takes_triton_on_a_gpu():
     inputs = inputs_of(TRANSITION)
     assert ops.explain("transition", **inputs).implementation == "triton"
+
+
+@pytest.mark.parametrize("case", [ATTENTION, TRANSITION], ids=lambda case: case.op)
+def test_explicit_triton_runs_on_no_other_device(case):
+    inputs = {name: t.to("meta") for name, t in inputs_of(case).items()}
+    with ops.use("triton"), pytest.raises(RuntimeError, match=f"{case.op}: .*input is on meta"):
+        case.run(inputs)
 
 
 def test_auto_takes_pytorch_for_fp64_and_explicit_triton_refuses_it():

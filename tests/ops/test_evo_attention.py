@@ -144,6 +144,7 @@ def test_many_samples_on_one_bias_are_each_as_if_alone(generator):
     ("change", "message"),
     [
         ({"q": (1, 3, 4, 2, 0)}, r"q has shape \(1, 3, 4, 2, 0\), expected \[B, S, Nq, H, D\]"),
+        ({"q": (1, 3, 4, 2, 129)}, r"q has shape \(1, 3, 4, 2, 129\), .* with D from 1 to 128"),
         ({"k": (1, 3, 5, 1, 8)}, r"k has shape \(1, 3, 5, 1, 8\), .* q of shape \(1, 3, 4, 2, 8\)"),
         ({"k": (1, 1, 5, 2, 8)}, r"k has shape \(1, 1, 5, 2, 8\)"),
         ({"v": (1, 3, 6, 2, 8)}, r"v has shape .* Nk = 5 as in k of shape \(1, 3, 5, 2, 8\)"),
@@ -168,6 +169,13 @@ def test_masks_that_are_not_boolean_are_refused(generator, dtype):
     q, k, v = qkv(generator)
     with pytest.raises(TypeError, match=r"mask must be torch.bool \(True = real\), got torch"):
         evo_attention(q, k, v, torch.ones(1, 3, 5, dtype=dtype))
+
+
+def test_dtypes_that_differ_are_refused_by_name(generator):
+    arguments = dict(zip(("q", "k", "v"), qkv(generator, dtype=torch.float32), strict=True))
+    for name in ("k", "v"):
+        with pytest.raises(TypeError, match=rf"{name} is torch.float16, but q is torch.float32"):
+            evo_attention(**{**arguments, name: arguments[name].half()})
 
 
 def test_half_bias_beside_fp32_inputs_is_refused(generator):
