@@ -40,6 +40,7 @@ def grad_q_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    WALK: tl.constexpr,  # whether delta is summed over the keys, not taken from the output
     STORE_Q: tl.constexpr,  # whether the gradient of q is asked for
     STORE_BIAS: tl.constexpr,  # whether that of a bias is which no rows share
     ROWS: tl.constexpr,
@@ -101,10 +102,10 @@ def grad_q_kernel(
         else:
             p_mr = p_mr + (0,)
         b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK),)
-        if EXACT:
-            # Where one key has all the weight, its gradient is a difference of near equals. In
-            # fp32 that has to cancel as it does in PyTorch: delta from the very products that it
-            # is taken from, for one more walk over the keys.
+        if WALK:
+            # Where one key has all the weight, its gradient is a difference of near equals that
+            # has to cancel as it does in PyTorch: delta from the very products that it is taken
+            # from, for one more walk over the keys.
             b_d = tl.zeros([BLOCK_Q], tl.float32)
             for start in range(0, keys, BLOCK_K):
                 b_bias = None

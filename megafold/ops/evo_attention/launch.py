@@ -21,6 +21,7 @@ GRAD_BIAS = "evo_attention.grad_bias"
 KERNELS = (FORWARD, GRAD_Q, GRAD_KV, GRAD_BIAS)
 
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
+FEW_KEYS = 16  # up to which the rounded output is no good to take delta from
 WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
 
 
@@ -143,7 +144,12 @@ def launch_grad_q(
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q.device, q.dtype).config
-    stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
+    walk = q.dtype == torch.float32 or problem.keys <= FEW_KEYS
+    stored = (
+        ("WALK", walk),
+        ("STORE_Q", grad_q is not None),
+        ("STORE_BIAS", grad_bias is not None),
+    )
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), stored,
         layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
