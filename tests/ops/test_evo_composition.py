@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from megafold import ops
@@ -227,6 +228,24 @@ def test_registration_passes_opcheck(given, ending):
     torch.library.opcheck(torch.ops.megafold.evo_attention.default, arguments)
 
 
+def test_dispatch_modes_see_the_operators():
+    """Those that count operations, trace, or trade memory for time."""
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    inputs, grad = attention("B1 S2 N5 H1 D8")
+    expected = fused_results(inputs, grad)
+    with Seeing():
+        found = fused_results(inputs, grad)
+    assert torch.ops.megafold.evo_attention.default in seen
+    assert torch.ops.megafold.evo_attention_backward.default in seen
+    assert_same(found, expected)
+
+
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=ON_GPU)]
 
 
@@ -257,7 +276,7 @@ def test_compiles_without_mask_bias_and_gradients():
 
 
 def test_compiles_within_a_larger_function():
-    inputs, grad = attention("B1 S9 N9 H2 D8")
+    inputs, grad = attention("B1 S5 N5 H2 D8")
 
     def gated(given):
         """An ending node, projected before and gated after."""
