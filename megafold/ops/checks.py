@@ -40,10 +40,11 @@ def check_floats(
             )
         if tensor.dtype == first.dtype or (name in fp32 and tensor.dtype == torch.float32):
             continue
-        if not _autocast_enabled(first.device.type):
+        mixed_fp64 = name in required and torch.float64 in (tensor.dtype, first.dtype)
+        if mixed_fp64 or not _autocast_enabled(first.device.type):
             raise TypeError(
                 f"{operator}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}; "
-                "give one dtype, or run under torch.autocast"
+                "give one dtype, or run under torch.autocast (which leaves fp64 alone)"
             )
 
 

@@ -76,6 +76,9 @@ torch.library.register_autograd(
 )
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
+
+
 class _Attention(torch.autograd.Function):
     """The operator without the dispatcher."""
 
@@ -89,12 +92,12 @@ class _Attention(torch.autograd.Function):
     backward = staticmethod(_gradients)
 
 
-def _traced(*tensors: torch.Tensor) -> bool:
+def _traced(*tensors: torch.Tensor | None) -> bool:
     """Whether something has to see the operator itself: a compiler, a mode, a kind of tensor."""
     return (
         torch.compiler.is_compiling()
         or _get_current_dispatch_mode() is not None
-        or not all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+        or not all(type(tensor) in _PLAIN for tensor in tensors)
     )
 
 
@@ -107,5 +110,7 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     """Attention by the kernels; arguments validated, of one half type or fp32."""
-    call = torch.ops.megafold.evo_attention if _traced(q, k, v) else _Attention.apply
+    call = (
+        torch.ops.megafold.evo_attention if _traced(q, k, v, mask, pair_bias) else _Attention.apply
+    )
     return call(q, k, v, mask, pair_bias, scale)[0]
