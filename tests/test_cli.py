@@ -30,7 +30,7 @@ def test_a_cache_is_built_and_examined(tmp_path, capsys) -> None:
     assert cli.main(["cache", "doctor", cache]) == 0
     out = capsys.readouterr().out
     assert "102M" in out
-    assert "1 structures = 1 ok + 0 stale + 0 failed" in out
+    assert "1 inputs = 1 ok + 0 failed + 0 excluded + 0 stale" in out
 
 
 def test_building_goes_on_past_a_failure_and_exits_non_zero(tmp_path, capsys) -> None:
@@ -44,7 +44,7 @@ def test_building_goes_on_past_a_failure_and_exits_non_zero(tmp_path, capsys) ->
     assert "BAD: failed: " in out
     assert "2 inputs = 1 ok (0 already there) + 1 failed" in out
     assert cli.main(["cache", "doctor", cache]) == 1
-    assert "2 structures = 1 ok + 0 stale + 1 failed" in capsys.readouterr().out
+    assert "2 inputs = 1 ok + 1 failed + 0 excluded + 0 stale" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megafold.data.cropping import crop
     from megafold.data.dataset import CachedDataset
     from megafold.data.download import fetch
-    from megafold.data.errors import DataError
+    from megafold.data.errors import DataError, ExcludedError
     from megafold.data.features import Features
     from megafold.data.featurization import featurize
     from megafold.data.layout import AtomLayout
@@ -47,7 +47,7 @@ _PUBLIC = {
     "cropping": ("crop",),
     "dataset": ("CachedDataset",),
     "download": ("fetch",),
-    "errors": ("DataError",),
+    "errors": ("DataError", "ExcludedError"),
     "features": ("Features",),
     "featurization": ("featurize",),
     "layout": ("AtomLayout",),
@@ -69,6 +69,7 @@ __all__ = [
     "Chain",
     "DataError",
     "EntryReport",
+    "ExcludedError",
     "Features",
     "Sample",
     "Structure",

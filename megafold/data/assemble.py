@@ -12,7 +12,7 @@ from megafold.data.clashes import clashing_chains
 from megafold.data.components import component
 from megafold.data.constants import AMINO_ACIDS, DNA_NUCLEOTIDES, RNA_NUCLEOTIDES
 from megafold.data.drafts import AtomKey, DraftChain, Tables, count, read_chains, resolve_links
-from megafold.data.errors import DataError
+from megafold.data.errors import ExcludedError
 from megafold.data.layout import AtomLayout
 from megafold.data.structure import DNA, LIGAND, POLYMERS, PROTEIN, RNA, Structure
 
@@ -40,7 +40,7 @@ def assemble(name: str, atoms: AtomArray, tables: Tables) -> Structure:
     chains = read_chains(atoms, tables, removed)
     chains = [chain for chain in chains if _acceptable(chain, removed)]
     if not chains:
-        raise DataError(f"nothing left after cleaning (removed: {removed})")
+        raise ExcludedError(f"nothing left after cleaning (removed: {removed})")
     chains = _without_clashes(chains, resolve_links(chains, tables.links), removed)
     links = resolve_links(chains, tables.links)
     layout, positions, resolved = _lay_out(chains, links, removed)

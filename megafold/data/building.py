@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,13 +12,15 @@ from joblib import Parallel, delayed
 
 from megafold.data.alignment import read_alignment
 from megafold.data.cache import Cache, cache_key
-from megafold.data.errors import DataError
+from megafold.data.errors import DataError, ExcludedError
 from megafold.data.features import Features
 from megafold.data.featurization import featurize
 from megafold.data.read import SUFFIXES, read_structure, structure_name
 from megafold.data.structure import PROTEIN
 
 _SAVE_EVERY = 5.0  # seconds between writes of the index
+_UNBUILT = "not built yet: if no build is at work, one was killed; build the cache again"
+STATUSES = ("ok", "failed", "excluded", "stale")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class EntryReport:
 
     name: str
     path: str
-    status: str  # ok or failed
-    reason: str = ""  # of a failure
+    status: str  # of STATUSES
+    reason: str = ""  # of all but ok
     key: str = ""
     reused: bool = False  # it was in the cache already
     tokens: int = 0
@@ -38,7 +41,10 @@ class EntryReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of all inputs; ``inputs == ok + failed``, and ``reused`` are among the ok."""
+    """What became of all inputs.
+
+    ``inputs == ok + failed + excluded``, and ``reused`` are among the ok.
+    """
 
     entries: tuple[EntryReport, ...]  # in the order of the inputs
 
@@ -55,16 +61,30 @@ class BuildReport:
         return sum(entry.status == "failed" for entry in self.entries)
 
     @property
+    def excluded(self) -> int:
+        return sum(entry.status == "excluded" for entry in self.entries)
+
+    @property
     def reused(self) -> int:
         return sum(entry.reused for entry in self.entries)
 
     def __str__(self) -> str:
-        lines = [f"{e.name}: failed: {e.reason}" for e in self.entries if e.status == "failed"]
-        lines.append(
-            f"{self.inputs} inputs = {self.ok} ok ({self.reused} already there) "
-            f"+ {self.failed} failed"
-        )
-        return "\n".join(lines)
+        lines = [
+            one_line(f"{e.name}: {e.status}: {e.reason}") for e in self.entries if e.status != "ok"
+        ]
+        total = f"{self.inputs} inputs = {self.ok} ok ({self.reused} already there)"
+        total += f" + {self.failed} failed"
+        if self.excluded:
+            total += f" + {self.excluded} excluded"
+        return "\n".join([*lines, total])
+
+
+def one_line(text: str) -> str:
+    """Text as it can be printed: what a terminal cannot show, as in a Python string.
+
+    File names may hold line ends, control characters and bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def build_cache(
@@ -95,6 +115,11 @@ def build_cache(
         found = find_alignments(alignments)
         files = {name: found.get(name, {}) for name in files}
     cache = Cache.create(out)
+    cache.remove_leftovers()
+    for path in paths:  # first of all, so that none is missing from the index of a killed build
+        unbuilt = EntryReport(structure_name(path), str(path), "stale", _UNBUILT)
+        cache.index.setdefault(unbuilt.name, _record(unbuilt, files[unbuilt.name]))
+    cache.save_index()
     worker = Cache(out)  # without the index, which workers do not need
     tasks = (delayed(build_entry)(worker, path, files[structure_name(path)]) for path in paths)
     reports: dict[str, EntryReport] = {}
@@ -123,9 +148,9 @@ def find_structures(structures: str | Path | Iterable[str | Path]) -> list[Path]
     endings = (*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES))
     found: dict[str, Path] = {}
     for path in map(Path, given):
-        inside = path.iterdir() if path.is_dir() else [path]
-        for file in inside:
-            if path.is_dir() and not file.name.endswith(endings):
+        is_folder = os.path.isdir(path)  # false for a name that none can have; Path.is_dir raises
+        for file in path.iterdir() if is_folder else [path]:
+            if is_folder and not file.name.endswith(endings):
                 continue
             name = structure_name(file)
             if name in found:
@@ -174,7 +199,8 @@ def build_entry(
             features, reused = cache.get(key), False  # shows that what was written can be read
     except Exception as error:
         reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        return EntryReport(name, str(path), "failed", reason, seconds=time.perf_counter() - begin)
+        status = "excluded" if isinstance(error, ExcludedError) else "failed"
+        return EntryReport(name, str(path), status, reason, seconds=time.perf_counter() - begin)
     return EntryReport(
         name,
         str(path),
@@ -218,10 +244,11 @@ def _featurize(path: Path, alignments: Mapping[str, Path] | None) -> Features:
 
 
 def examine_cache(folder: str | Path) -> list[EntryReport]:
-    """Every structure of a cache as ``ok``, ``stale`` (with why) or ``failed``, by name.
+    """Every input of a cache as ``ok``, ``failed``, ``excluded`` or ``stale``, by name.
 
-    Stale is an entry that is damaged, or that its inputs as they are now would not give:
-    a file has changed or is gone, or the software has.
+    All but ok say why. Excluded is an input in good order of which cleaning left nothing. Stale
+    is one that a killed build had not come to, an entry that is damaged, or one that its inputs
+    as they are now would not give: a file has changed or is gone, or the software has.
     """
     cache = Cache(folder)
     reports = []

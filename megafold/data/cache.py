@@ -1,6 +1,6 @@
 """Features on disk: one memory-mapped file per structure.
 
-A folder holds ``cache.json`` (what it is), ``index.json`` (name -> key, or why it failed) and
+A folder holds ``cache.json`` (what it is), ``index.json`` (name -> key, or why there is none) and
 ``entries/<key>.safetensors``. A key is the hash of everything an entry depends on, so an entry
 is never wrong, only unused. Every file appears whole or not at all.
 """
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +29,7 @@ from megafold.data.layout import AtomLayout
 FORMAT = "megafold feature cache"
 FORMAT_VERSION = 1
 
+_LEFTOVER_AGE = 3600.0  # seconds; no file takes so long to write
 _KEY = re.compile(r"[0-9a-f]{64}")
 # Text is kept as rows of character codes, since safetensors holds numbers only.
 _TEXT_FIELDS = ("chain_id", "residue_name", "atom_name", "element", "chain_type")
@@ -39,7 +43,7 @@ def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> 
     alignments were asked for at all (``None`` if not), since then a missing one is an error.
 
     Raises:
-        DataError: A file is missing.
+        DataError: A file is missing or cannot be read.
     """
     recipe: dict[str, Any] = {
         "feature_version": FEATURE_VERSION,
@@ -54,10 +58,13 @@ def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> 
 
 
 def _hash_file(path: Path) -> str:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # as for a name that no file can have; Path.is_file raises
         raise DataError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class Cache:
@@ -87,7 +94,7 @@ class Cache:
 
     @cached_property
     def index(self) -> dict[str, dict[str, Any]]:
-        """name -> status (ok or failed), and key or reason."""
+        """name -> status (ok, failed, excluded, or stale: not built yet), and key or reason."""
         return self._read_json("index.json") or {}
 
     @classmethod
@@ -101,7 +108,8 @@ class Cache:
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder}: a file, not a folder for a cache")
         if not (folder / "cache.json").exists():
-            if folder.is_dir() and any(folder.iterdir()):
+            # A build that was killed in its first moment leaves a temporary file at most.
+            if folder.is_dir() and set(folder.iterdir()) - set(_leftovers(folder)):
                 raise DataError(f"{folder}: not a cache and not empty; choose another folder")
             about = {"format": FORMAT, "version": FORMAT_VERSION}
             atomic_write(folder / "cache.json", _to_json(about))
@@ -162,18 +170,25 @@ class Cache:
         """The features of the structure called ``name``.
 
         Raises:
-            DataError: It is not in the cache, or could not be cached (the reason is given).
+            DataError: It is not in the cache, or was not cached (the reason is given).
         """
         record = self.index.get(name)
         if record is None:
             raise DataError(f"{self.folder}: no structure {name!r}; it has {len(self)} others")
         if record["status"] != "ok":
-            raise DataError(f"{self.folder}: {name} could not be cached: {record['reason']}")
+            raise DataError(f"{self.folder}: {name} was not cached: {record['reason']}")
         return self.get(record["key"])
 
     def save_index(self) -> None:
         """Write ``index`` to disk."""
         atomic_write(self.folder / "index.json", _to_json(self.index))
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed builds were writing; not what another build may be writing now."""
+        for path in [*_leftovers(self.folder), *_leftovers(self.folder / "entries")]:
+            with suppress(FileNotFoundError):  # whoever wrote it was quicker
+                if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                    path.unlink()
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
@@ -182,7 +197,12 @@ class Cache:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path}: damaged ({error}); build the cache again") from error
+            raise DataError(f"{path}: damaged ({error}); delete it and build again") from error
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Temporary files of ``megafold.atomic``."""
+    return list(folder.glob(".*.tmp"))
 
 
 def _to_json(value: Any) -> bytes:

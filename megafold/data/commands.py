@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 
 from megafold.data.errors import DataError
@@ -29,8 +31,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     build.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
     build.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     build.set_defaults(func=_reports_errors(_build))
-    doctor = actions.add_parser("doctor", help="say what is in a cache, what failed, what is stale")
+    doctor = actions.add_parser(
+        "doctor",
+        help="say what is in a cache, what failed, what was excluded, what is stale",
+        description="Every input as ok, failed, excluded (nothing is left after cleaning) or stale "
+        "(to be built again). Exit status 0 where all are ok or excluded, 1 where one is not, 2 "
+        "where there is no cache.",
+    )
     doctor.add_argument("cache", help="the cache's folder")
+    doctor.add_argument("--json", action="store_true", help="one JSON document, for programs")
     doctor.set_defaults(func=_reports_errors(_doctor))
 
 
@@ -101,20 +110,27 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from megafold.data.building import examine_cache
+    from megafold.data.building import STATUSES, examine_cache, one_line
 
     entries = examine_cache(arguments.cache)
+    counts = {status: sum(e.status == status for e in entries) for status in STATUSES}
+    exit_status = 1 if counts["failed"] or counts["stale"] else 0
+    if arguments.json:
+        about_one_build = ("reused", "seconds")
+        rows = [
+            {key: value for key, value in asdict(e).items() if key not in about_one_build}
+            for e in entries
+        ]
+        print(json.dumps({"inputs": len(entries), **counts, "entries": rows}, indent=1))
+        return exit_status
     rows = [("name", "status", "tokens", "atoms", "rows", "reason")]
     for e in entries:
         numbers = (str(n) if e.status == "ok" else "" for n in (e.tokens, e.atoms, e.rows))
-        rows.append((e.name, e.status, *numbers, e.reason))
+        rows.append((one_line(e.name), e.status, *numbers, one_line(e.reason)))
     _print_table(rows)
-    counts = {
-        status: sum(e.status == status for e in entries) for status in ("ok", "stale", "failed")
-    }
     numbers = " + ".join(f"{number} {status}" for status, number in counts.items())
-    print(f"\n{len(entries)} structures = {numbers}")
-    return 0 if counts["ok"] == len(entries) else 1
+    print(f"\n{len(entries)} inputs = {numbers}")
+    return exit_status
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

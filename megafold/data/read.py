@@ -27,6 +27,9 @@ from megafold.data.errors import DataError
 from megafold.data.structure import Structure
 
 SUFFIXES = (".cif", ".mmcif", ".bcif")
+# Along x, y or z, in angstrom: some times the largest assembly. Beyond it a digit is wrong, and
+# the cells in which neighbours are looked for would take more memory than there is.
+MAX_EXTENT = 5000
 
 
 def read_structure(path: str | Path) -> Structure:
@@ -36,8 +39,9 @@ def read_structure(path: str | Path) -> Structure:
         path: mmCIF text (``.cif``, ``.mmcif``) or BinaryCIF (``.bcif``), ``.gz`` or not.
 
     Raises:
-        DataError: The file is missing, truncated or not mmCIF, names a component that the
-            dictionary does not have, or has nothing left after cleaning.
+        DataError: The file is missing, truncated or not mmCIF, or names a component that the
+            dictionary does not have.
+        ExcludedError: It has nothing left after cleaning.
     """
     path = Path(path)
     block = _read_block(path)
@@ -49,7 +53,7 @@ def read_structure(path: str | Path) -> Structure:
     try:
         return assemble(structure_name(path), atoms, tables)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 def structure_name(path: str | Path) -> str:
@@ -97,6 +101,9 @@ def _read_atoms(block: Any) -> AtomArray:
     """First model, first assembly, one location per atom; annotated with ``sym_id``."""
     site = block["atom_site"]
     extra = [f for f in ("label_entity_id", "auth_seq_id", "occupancy") if f in site]
+    for name in ("Cartn_x", "Cartn_y", "Cartn_z"):
+        if site[name].mask is not None:  # an atom that is nowhere; biotite puts it at zero
+            site[name] = site[name].as_array(np.float32, np.nan)
     options = {"model": 1, "altloc": "occupancy", "extra_fields": extra}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -110,8 +117,13 @@ def _read_atoms(block: Any) -> AtomArray:
             atoms.set_annotation(name, np.full(len(atoms), default))
     if "occupancy" not in atoms.get_annotation_categories():
         atoms.set_annotation("occupancy", np.ones(len(atoms)))
-    finite = np.isfinite(atoms.coord).all(axis=-1)
-    return atoms[finite]
+    atoms = atoms[np.isfinite(atoms.coord).all(axis=-1)]
+    if len(atoms) == 0:
+        raise DataError("no atom has coordinates")
+    extent = float(np.ptp(atoms.coord.astype(np.float64), axis=0).max())
+    if extent > MAX_EXTENT:
+        raise DataError(f"atoms {extent:.3g} angstrom apart, at most {MAX_EXTENT} is possible")
+    return atoms
 
 
 def _first(block: Any, category: str, column: str) -> str | None:

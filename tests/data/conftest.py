@@ -57,6 +57,17 @@ def cif_text() -> str:
 
 
 @pytest.fixture
+def water(cif_text: str) -> str:
+    """An entry in good order that has one molecule of water and nothing else."""
+    lines = cif_text.splitlines()
+    first, *rest = [line for line in lines if line.startswith("ATOM")]
+    fields = first.split()
+    fields[0], fields[5], fields[8] = "HETATM", "HOH", "."
+    kept = [" ".join(fields) if line == first else line for line in lines if line not in rest]
+    return "\n".join(kept) + "\n"
+
+
+@pytest.fixture
 def write_cif(tmp_path: Path):
     """(name, text) -> path of a new file with that text."""
 

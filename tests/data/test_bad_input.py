@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import re
 
 import numpy as np
 import pytest
 
-from megafold.data import DataError, read_structure, sample_path
+from megafold.data import DataError, ExcludedError, read_structure, sample_path
 
 
 def _refused(path, cause: str) -> None:
@@ -93,16 +94,30 @@ def test_atoms_that_are_not_of_the_sequence(write_cif) -> None:
     _refused(write_cif("ODD.cif", odd), "residue 1 is HIS in atom_site, ALA in entity_poly_seq")
 
 
-def test_nothing_but_water(write_cif, cif_text) -> None:
-    lines = cif_text.splitlines()
-    first, *rest = [line for line in lines if line.startswith("ATOM")]
-    fields = first.split()
-    fields[0], fields[5], fields[8] = "HETATM", "HOH", "."
-    kept = [" ".join(fields) if line == first else line for line in lines if line not in rest]
-    text = "\n".join(kept) + "\n"
-    _refused(write_cif("WET.cif", text), "nothing left after cleaning")
+def test_nothing_but_water(write_cif, water) -> None:
+    path = write_cif("WET.cif", water)
+    _refused(path, "nothing left after cleaning")
+    with pytest.raises(ExcludedError):
+        read_structure(path)
 
 
 def test_coordinates_that_are_no_numbers(write_cif, cif_text) -> None:
     assert " 17.047 " in cif_text
     _refused(write_cif("NAN.cif", cif_text.replace(" 17.047 ", " xx.xxx ")), "malformed")
+
+
+@pytest.mark.parametrize("number", ["1e9", "-9999999.999", "1e38"])
+def test_atoms_that_are_impossibly_far_apart(number, write_cif, cif_text) -> None:
+    far = cif_text.replace(" 17.047 ", f" {number} ")
+    _refused(write_cif("FAR.cif", far), "angstrom apart, at most 5000 is possible")
+
+
+def test_atoms_without_coordinates(write_cif, cif_text) -> None:
+    nowhere = re.sub(r"(?m)^(ATOM (?:\S+ +){9})\S+", r"\1?", cif_text)
+    _refused(write_cif("NOWHERE.cif", nowhere), "no atom has coordinates")
+
+
+def test_an_atom_without_coordinates_is_not_at_zero(write_cif, cif_text) -> None:
+    assert " 17.047 " in cif_text
+    structure = read_structure(write_cif("GAP.cif", cif_text.replace(" 17.047 ", " ? ")))
+    assert structure.resolved[:3].tolist() == [False, True, True]

@@ -195,6 +195,23 @@ class TestAtomic:
         assert KEY not in cache
         assert not [path for path in cache.folder.rglob("*") if path.suffix == ".tmp"]
 
+    def test_what_a_killed_build_was_writing_is_deleted_an_hour_later(self, cache) -> None:
+        import os
+
+        old = [cache.folder / ".index.json.x.tmp", cache.folder / "entries" / f".{KEY}.x.tmp"]
+        new = cache.folder / ".index.json.y.tmp"
+        old[1].parent.mkdir()
+        for path in (*old, new):
+            path.write_bytes(b"half")
+        for path in old:
+            os.utime(path, (0, 0))
+        cache.remove_leftovers()
+        assert sorted(cache.folder.rglob("*.tmp")) == [new]
+
+    def test_a_build_killed_before_it_said_what_the_folder_is(self, tmp_path) -> None:
+        (tmp_path / ".cache.json.x.tmp").write_bytes(b"{")
+        assert Cache.create(tmp_path).names == []
+
     def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, monkeypatch) -> None:
         import os
 
