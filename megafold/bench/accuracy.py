@@ -38,8 +38,20 @@ class Comparison:
         A result rounded once from the exact one always is, even where eager happens to have no
         error at all: a quarter of the spacing in the mean, half of it at most.
         """
-        return self.error <= max(FACTOR * self.eager_error, self.rounding / 4) and (
-            self.largest <= max(FACTOR_LARGEST * self.eager_largest, self.rounding / 2)
+        allowed, allowed_largest = self._allowed
+        return self.error <= allowed and self.largest <= allowed_largest
+
+    @property
+    def used(self) -> float:
+        """How much of the error that the rule allows there is; at most 1 where it passes."""
+        allowed, allowed_largest = self._allowed
+        return max(self.error / allowed, self.largest / allowed_largest)
+
+    @property
+    def _allowed(self) -> tuple[float, float]:
+        return (
+            max(FACTOR * self.eager_error, self.rounding / 4),
+            max(FACTOR_LARGEST * self.eager_largest, self.rounding / 2),
         )
 
 
@@ -81,6 +93,20 @@ def compare(candidate: Results, eager: Results, exact: Results) -> list[Comparis
         rounding = torch.finfo(candidate[name].dtype).eps
         comparisons.append(Comparison(name, error, eager_error, largest, eager_largest, rounding))
     return comparisons
+
+
+def compare_case(
+    case: Case, device: torch.device | str, dtype: torch.dtype, *, seed: int = 0
+) -> list[Comparison]:
+    """Errors of the implementation in force on random inputs of a case, with every gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = case.make_inputs(device, dtype, generator)
+    grad = torch.randn(case.output_shape, generator=generator).to(device, dtype)
+    return compare(
+        results(case.run, inputs, grad),
+        results(case.run_reference, inputs, grad),
+        exact_results(case, inputs, grad),
+    )
 
 
 def relative_errors(value: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:

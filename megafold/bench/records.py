@@ -59,6 +59,7 @@ class Record:
 COLUMNS = tuple(f.name for f in fields(Record))
 TUNING = "_tuning"  # ends the names of files with other rows: ``megafold.bench.tuning_records``
 _NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mb", "error")
+SHIPPED = ("nvidia-h200", "nvidia-h100-80gb-hbm3")  # whose records stand for a GPU, best first
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,21 @@ def stored(op: str, device: str | None = None) -> list[Record]:
         FileNotFoundError: not a checkout.
     """
     return read(folder(), device or device_name(), op) or read(folder(), "cpu", op)
+
+
+def of_a_gpu(op: str) -> list[Record]:
+    """The checkout's records of an operator on one GPU; empty where there are none.
+
+    Of this GPU where it was measured, else of the first in ``SHIPPED`` that was, else of any.
+
+    Raises:
+        FileNotFoundError: not a checkout.
+    """
+    others = sorted(path.name for path in folder().iterdir() if path.is_dir())
+    for device in dict.fromkeys((device_name(), *SHIPPED, *others)):
+        if device != "cpu" and (found := read(folder(), device, op)):
+            return found
+    return []
 
 
 def newest(records: Iterable[Record]) -> list[Record]:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
-from megafold.bench import scaling
+from megafold.bench import cases, roofline, scaling
 from megafold.bench.accuracy import Comparison
 from megafold.bench.compile import Compiled
 from megafold.bench.memory import MB, SavedTensor, TrainingMemory
 from megafold.bench.records import Record, newest
 from megafold.viz import theme
 
+SHAPES_IN_A_ROW = 5  # of a figure
 PARTS = ("activations", "parameters", "gradients", "optimizer")
 
 
@@ -63,6 +65,8 @@ def growth(
 def times(records: Iterable[Record], *, title: str, direction: str = "full") -> go.Figure:
     """Median time of every implementation and shape, with quartiles; the newest rows count.
 
+    On a device that has a data sheet, dashes mark the time below which a shape cannot run on it.
+
     Raises:
         ValueError: no record of this direction, or records that cannot be compared: of several
             devices or dtypes.
@@ -72,33 +76,89 @@ def times(records: Iterable[Record], *, title: str, direction: str = "full") -> 
         raise ValueError(f"no records of direction {direction!r} to draw")
     if len({(r.device, r.dtype) for r in rows}) > 1:
         raise ValueError(f"not comparable: {records_source(rows)}")
-    figure = go.Figure()
     shapes = list(dict.fromkeys(r.shape for r in rows))
-    for impl in dict.fromkeys(r.impl for r in rows):
-        look = theme.look(impl)
-        of_impl = {r.shape: r for r in rows if r.impl == impl}
-        found = [of_impl[shape] for shape in shapes if shape in of_impl]
-        figure.add_scatter(
-            x=[r.shape for r in found],
-            y=[r.ms for r in found],
-            name=look.label,
-            mode="markers",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [r.ms_q3 - r.ms for r in found],
-                "arrayminus": [r.ms - r.ms_q1 for r in found],
-                "thickness": 1.5,
-                "width": 3,
-            },
-            hovertemplate="%{x}<br>%{y:.3g} ms<extra>" + look.label + "</extra>",
+    panels = [shapes[i : i + SHAPES_IN_A_ROW] for i in range(0, len(shapes), SHAPES_IN_A_ROW)]
+    figure = make_subplots(rows=len(panels), vertical_spacing=0.2 / len(panels))
+    named: set[str] = set()
+    for row, panel in enumerate(panels, start=1):
+        of_panel = [r for r in rows if r.shape in panel]
+        for impl in dict.fromkeys(r.impl for r in of_panel):
+            found = [r for shape in panel for r in of_panel if (r.shape, r.impl) == (shape, impl)]
+            _times_of(figure, row, impl, found, first=impl not in named)
+            named.add(impl)
+        bounds = _bounds(of_panel)
+        for number, shape in enumerate(panel):
+            if shape in bounds:
+                figure.add_shape(
+                    type="line", x0=number - 0.42, x1=number + 0.42, y0=bounds[shape],
+                    y1=bounds[shape], line={"color": theme.INK, "width": 2, "dash": "dot"},
+                    name="roofline", showlegend="roofline" not in named, row=row, col=1,
+                )  # fmt: skip
+                named.add("roofline")
+        values = [t for r in of_panel for t in (r.ms_q1, r.ms_q3)] + list(bounds.values())
+        what = "forward and backward" if direction == "full" else "forward"
+        log_y(figure, f"ms, {what}", values, row=row, col=1)
+        figure.update_xaxes(
+            categoryorder="array", categoryarray=panel, tickvals=panel, showgrid=False,
+            ticktext=[_two_lines(s) if len(panel) > 4 else s for s in panel], row=row, col=1,
+        )  # fmt: skip
+    figure.update_layout(
+        title=title,
+        scattermode="group",
+        scattergap=0.4,
+        height=theme.HEIGHT + 300 * (len(panels) - 1),
+        margin_t=84 if len(named) <= 5 else 116,  # a legend of two lines
+    )
+    lines = 2 if len(panels[-1]) > 4 else 1
+    return theme.caption(figure, f"median and quartiles · {records_source(rows)}", tick_lines=lines)
+
+
+def _times_of(
+    figure: go.Figure, row: int, impl: str, found: Sequence[Record], *, first: bool
+) -> None:
+    """The times of one implementation in one panel."""
+    look = theme.look(impl)
+    figure.add_scatter(
+        x=[r.shape for r in found],
+        y=[r.ms for r in found],
+        name=look.label,
+        legendgroup=impl,
+        showlegend=first,
+        mode="markers",
+        marker={"color": look.color, "symbol": look.symbol, "size": 11},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [r.ms_q3 - r.ms for r in found],
+            "arrayminus": [r.ms - r.ms_q1 for r in found],
+            "thickness": 1.5,
+            "width": 3,
+        },
+        hovertemplate="%{x}<br>%{y:.3g} ms<extra>" + look.label + "</extra>",
+        row=row,
+        col=1,
+    )
+
+
+def _two_lines(shape: str) -> str:
+    """``"B1 S384 N384<br>H4 D32"``"""
+    words = shape.split()
+    half = (len(words) + 1) // 2
+    return " ".join(words[:half]) + "<br>" + " ".join(words[half:])
+
+
+def _bounds(rows: Sequence[Record]) -> dict[str, float]:
+    """The roofline of each shape, ms; none for a device without a data sheet."""
+    peaks = roofline.known_peaks(rows[0].device)
+    if peaks is None:
+        return {}
+    return {
+        r.shape: roofline.bound_ms(
+            cases.case(r.op, r.shape), r.direction, getattr(torch, r.dtype), peaks
         )
-    what = "forward and backward" if direction == "full" else "forward"
-    figure.update_layout(title=title, scattermode="group", scattergap=0.4)
-    log_y(figure, f"ms, {what}", [t for r in rows for t in (r.ms_q1, r.ms_q3)])
-    figure.update_xaxes(categoryorder="array", categoryarray=shapes, showgrid=False)
-    return theme.caption(figure, f"median and quartiles · {records_source(rows)}")
+        for r in rows
+        if r.op in cases.SHAPES
+    }
 
 
 def log_y(figure: go.Figure, title: str, values: Sequence[float], **where: int) -> None:

@@ -69,12 +69,15 @@ def install() -> None:
     pio.templates.default = "megafold"
 
 
-def caption(figure: go.Figure, text: str) -> go.Figure:
+def caption(figure: go.Figure, text: str, *, tick_lines: int = 1) -> go.Figure:
     """Write ``text`` below the plot: where the numbers come from (device, date, source).
 
     Returns the same figure. The bottom margin grows by what the lines need.
+
+    Args:
+        tick_lines: of the labels of the horizontal axis.
     """
-    lines = text.count("<br>") + 1
+    lines = text.count("<br>") + tick_lines
     below = 58 + 16 * lines
     figure.add_annotation(
         text=text,

@@ -84,13 +84,14 @@ class KernelTuner:
         self.blocks: dict[str, widgets.SelectionSlider] = {}  # by the kernel's block arguments
         self.warps, self.stages = _slider("warps", WARPS), _slider("stages", STAGES)
         self.registers = widgets.BoundedIntText(
-            min=0, max=255, description="registers", tooltip="at most; 0: as the compiler likes"
+            min=0, max=255, description="registers", layout=widgets.Layout(width="180px")
         )
+        no_limit = widgets.Label("at most; 0: as the compiler likes")
         self.button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.status = widgets.Label()
         self.area = widgets.Output()
         self._block_box = widgets.VBox()
-        others = widgets.VBox([self.warps, self.stages, self.registers])
+        others = widgets.VBox([self.warps, self.stages, widgets.HBox([self.registers, no_limit])])
         self.box = widgets.VBox(
             [
                 widgets.HBox([self.kernel, self.target]),
@@ -151,6 +152,11 @@ class KernelTuner:
         self.trials.append(trial)
         self._draw()
         return trial
+
+    def fastest(self) -> Config | None:
+        """The configuration of the chosen kernel with the least time on record, of any device."""
+        timed = [r for r in self._of_kernel(self.records) if r.ms is not None]
+        return min(timed, key=lambda r: r.ms).config if timed else None
 
     def figure(self) -> go.Figure | None:
         """The trials and records of the chosen kernel; None where there is nothing to draw."""

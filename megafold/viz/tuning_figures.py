@@ -109,7 +109,9 @@ def trials_figure(
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels)
     names = " x ".join(name.lower() for name in configs[0].blocks)
     figure.update_xaxes(title=names, row=len(panels), col=1)
-    figure.update_layout(title=title, height=300 + 170 * len(panels), margin_t=116)
+    figure.update_layout(title=title, height=300 + 170 * len(panels))
+    if sum(trace.showlegend for trace in figure.data) > 3:
+        figure.update_layout(margin_t=116)  # a legend of two lines
     return figure
 
 
@@ -168,7 +170,7 @@ def trials_table(trials: Sequence[TunerTrial], recorded: Mapping[str, str]) -> s
 
     Args:
         recorded: what to write as the time of a configuration, by its ``str``, where it was not
-            measured here.
+            measured here; empty where there are no recorded times.
     """
     titles = ("configuration", "chip", "registers", "spilt, B", "shared, B",
               "programs per multiprocessor", "ms", "")  # fmt: skip
@@ -185,7 +187,9 @@ def _row(trial: TunerTrial, recorded: Mapping[str, str]) -> str:
     if trial.occupancy is not None:
         filled = trial.occupancy
         programs = f"{filled.programs}, bound by {filled.limited_by}; {filled.share:.0%} of threads"
-    ms = recorded.get(str(trial.config), "") if trial.ms is None else f"{trial.ms:.4g}"
+    ms = "" if trial.ms is None else f"{trial.ms:.4g}"
+    if trial.ms is None and recorded:
+        ms = recorded.get(str(trial.config), "not recorded")
     cells = (str(trial.config), trial.target, *numbers, programs, ms, trial.note)
     color = f" style='color:{FAILED}'" if trial.failed else ""
     texts = "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in cells)

@@ -66,3 +66,20 @@ def test_results_name_the_output_and_every_gradient():
     found = accuracy.results(case.run, inputs, torch.ones(case.output_shape))
     assert list(found) == ["output", "grad q", "grad k", "grad v", "grad pair_bias"]
     assert not any(t.requires_grad for t in inputs.values())
+
+
+def test_what_is_used_of_the_rule_reaches_one_at_its_limit():
+    eager = EXACT * 1.01
+    assert compared(EXACT * 1.0075, eager).used == pytest.approx(0.5)
+    assert compared(EXACT * 1.015, eager).used == pytest.approx(1.0)
+    spoilt = EXACT * torch.tensor([1.0, 1.06])  # the largest error counts, too
+    assert compared(spoilt, eager).used == pytest.approx(max(0.048 / 0.015, 0.06 / 0.03))
+
+
+def test_a_case_is_compared_in_the_output_and_every_gradient():
+    case = cases.case("evo_attention", "B1 S1 N3 H1 D8")
+    found = accuracy.compare_case(case, "cpu", torch.bfloat16)
+    assert [c.result for c in found] == [
+        "output", "grad q", "grad k", "grad v", "grad pair_bias",
+    ]  # fmt: skip
+    assert all(c.passes and c.error == c.eager_error > 0 for c in found)

@@ -118,9 +118,10 @@ def test_the_table_of_a_device_ships_for_that_device_and_each_variant_once(monke
         for n in (256, 512)
     ]
     other = replace(same[0], num_warps=8)
-    monkeypatch.setattr(
-        module, "tables", lambda: {"default": tables()["default"], "nvidia-h200": [*same, other]}
-    )
-    names = [(v.name, v.num_warps) for v in variants() if v.devices == ("nvidia-h200",)]
-    key = "evo_attention.forward bfloat16 D32 N256 K256 R256 nvidia-h200"
+    devices, entries = ("nvidia-h100", "nvidia-h200"), [*same, other]
+    default = {"default": tables()["default"]}
+    monkeypatch.setattr(module, "tables", lambda: default | dict.fromkeys(devices, entries))
+    names = [(v.name, v.num_warps) for v in variants() if v.devices == devices]
+    key = "evo_attention.forward bfloat16 D32 N256 K256 R256 nvidia-h100"
     assert names == [(key, 4), (key, 8)]
+    assert {v.devices for v in variants()} == {(), devices}

@@ -45,6 +45,27 @@ def test_times_show_median_and_quartiles_of_the_newest_row():
     assert caption(figure).endswith("a CPU, float32, measured 2026-01-01")
 
 
+def test_times_on_a_device_with_a_data_sheet_have_the_roofline_beside_them():
+    of_gpu = replace(
+        RECORD, device="NVIDIA H200", op="evo_attention", shape="B1 S384 N384 H4 D32",
+        dtype="bfloat16", direction="forward", impl="megafold",
+    )  # fmt: skip
+    figure = operator_figures.times([of_gpu], title="t", direction="forward")
+    (line,) = figure.layout.shapes
+    assert (line.name, line.showlegend) == ("roofline", True)
+    assert line.y0 == line.y1 == pytest.approx(0.032, rel=0.02)  # 153 MB at 4.8 TB/s
+    assert operator_figures.times([RECORD], title="t").layout.shapes == ()
+
+
+def test_times_of_many_shapes_stand_in_rows():
+    shapes = [f"M{n} C8 H16" for n in range(1, 8)]
+    records = [replace(RECORD, shape=s, impl=i) for s in shapes for i in ("eager", "megafold")]
+    figure = operator_figures.times(records, title="t")
+    assert [list(trace.x) for trace in figure.data] == [shapes[:5]] * 2 + [shapes[5:]] * 2
+    assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
+    assert [trace.yaxis for trace in figure.data] == ["y", "y", "y2", "y2"]
+
+
 def test_times_of_two_devices_or_dtypes_are_not_put_side_by_side():
     for other in (replace(RECORD, device="a GPU"), replace(RECORD, dtype="bfloat16")):
         with pytest.raises(ValueError, match="not comparable"):

@@ -152,7 +152,9 @@ def test_what_does_not_compile_says_why_and_is_kept(tuner: KernelTuner) -> None:
 def test_without_a_gpu_and_records_it_says_so(tuner: KernelTuner) -> None:
     assert "No GPU here, and no recorded measurements of evo_attention.forward" in tuner.text()
     assert tuner.figure() is None
+    assert tuner.fastest() is None
     assert tuner.run(config()).ms is None
+    assert "not recorded" not in tuner.text()
 
 
 def test_recorded_measurements_are_replayed(
@@ -168,6 +170,9 @@ def test_recorded_measurements_are_replayed(
     assert "0.25 on NVIDIA H200" in tuner.text()
     drawn = traces(tuner.figure())
     assert list(drawn["recorded, and tried here"].y) == [0.25]
+    tuner.run(config(num_warps=8))
+    assert "not recorded" in tuner.text()
+    assert tuner.fastest() == config()
     (note,) = (a.text for a in tuner.figure().layout.annotations if "roofline" in a.text)
     assert note.startswith(f"roofline of {H200}: 0.032")
 

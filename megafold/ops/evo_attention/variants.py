@@ -31,14 +31,16 @@ _POINTERS = {
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of every table, for compiling ahead of time."""
-    found: list[KernelVariant] = []
+    default = [e for e in tables()[DEFAULT] if e.kernel in launch.KERNELS]
+    found = [_shipped(e, f"D{e.sizes['D']}") for e in default if e.sizes["D"] in WIDTHS]
+    sharing: dict[int, list[str]] = {}  # devices that have one table
     for device, entries in tables().items():
-        ours = [e for e in entries if e.kernel in launch.KERNELS]
-        if device == DEFAULT:
-            found += [_shipped(e, f"D{e.sizes['D']}") for e in ours if e.sizes["D"] in WIDTHS]
-            continue
-        named = [_shipped(e, f"{_key(e.sizes)} {device}") for e in ours]
-        found += [replace(v, devices=(device,)) for v in _distinct(named)]
+        sharing.setdefault(id(entries), []).append(device)
+    for devices in sharing.values():
+        if devices != [DEFAULT]:
+            ours = [e for e in tables()[devices[0]] if e.kernel in launch.KERNELS]
+            named = [_shipped(e, f"{_key(e.sizes)} {devices[0]}") for e in ours]
+            found += [replace(v, devices=tuple(devices)) for v in _distinct(named)]
     return found
 
 
