@@ -92,6 +92,8 @@ def parse_alignment(
     text: str, chain_type: str = PROTEIN, max_rows: int = MAX_ROWS, *, source: str = "text"
 ) -> Alignment:
     """The same for the text of an a3m file."""
+    if chain_type not in _LETTERS:
+        raise DataError(f"{source}: alignment of a {chain_type}; of {', '.join(_LETTERS)} only")
     rows, deletions, descriptions, seen = [], [], [], set()
     width = None
     for description, aligned in _entries(text, source):

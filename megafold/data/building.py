@@ -217,7 +217,7 @@ def build_entry(
 def _existing(cache: Cache, key: str) -> Features | None:
     """The entry, or None where there is none or it is damaged: then it is made again."""
     try:
-        return cache.get(key)
+        return cache.verify(key)
     except DataError:
         return None
 
@@ -257,7 +257,7 @@ def examine_cache(folder: str | Path) -> list[EntryReport]:
         files = record["alignments"]
         if report.status == "ok":
             try:
-                cache.get(report.key)
+                cache.verify(report.key)
                 now = cache_key(Path(report.path), files)
                 why = "" if now == report.key else "its inputs or the software have changed"
             except DataError as error:

@@ -34,11 +34,18 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 # Text is kept as rows of character codes, since safetensors holds numbers only.
 _TEXT_FIELDS = ("chain_id", "residue_name", "atom_name", "element", "chain_type")
 _LAYOUT = "layout."
+_CHECKSUM = "sha256"  # [32] uint8
+_ARRAY_NAMES = {
+    _CHECKSUM,
+    *ARRAY_FIELDS,
+    *(_LAYOUT + name for name in AtomLayout.__dataclass_fields__),
+}
 
 
 def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> str:
     """Hash of all that decides an entry: the files' bytes, the configuration, the version.
 
+    The ends of the files' names are part of it, since they say how the bytes are read.
     RDKit and biotite are part of it: conformers and components come from them. So is whether
     alignments were asked for at all (``None`` if not), since then a missing one is an error.
 
@@ -49,22 +56,25 @@ def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> 
         "feature_version": FEATURE_VERSION,
         "rdkit": version("rdkit"),
         "biotite": version("biotite"),
-        "structure": _hash_file(structure),
+        "structure": _file_recipe(structure),
         "alignments": None,
     }
     if alignments is not None:
-        recipe["alignments"] = {chain: _hash_file(path) for chain, path in alignments.items()}
+        recipe["alignments"] = {chain: _file_recipe(path) for chain, path in alignments.items()}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
+def _file_recipe(path: Path) -> dict[str, str]:
+    path = Path(path)
     if not os.path.isfile(path):  # as for a name that no file can have; Path.is_file raises
         raise DataError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    inner = path.name.removesuffix(".gz")
+    return {"kind": Path(inner).suffix + path.name.removeprefix(inner), "content": content}
 
 
 class Cache:
@@ -146,15 +156,32 @@ class Cache:
         from safetensors.numpy import save_file
 
         path = self.entry_path(key)
+        arrays = _to_arrays(features)
+        # An array and not metadata, of which safetensors writes more than one in random order.
+        arrays[_CHECKSUM] = _checksum(arrays)
         metadata = {"feature_version": str(FEATURE_VERSION)}
-        return atomic_create(path, lambda file: save_file(_to_arrays(features), file, metadata))
+        return atomic_create(path, lambda file: save_file(arrays, file, metadata))
 
     def get(self, key: str) -> Features:
         """The entry ``key``, memory-mapped: what is not looked at is not read.
 
         Raises:
-            DataError: There is no such entry, or its file is damaged or of another version.
+            DataError: There is no such entry, or its file is cut, malformed or of another version.
         """
+        return _from_arrays(self._map(key))
+
+    def verify(self, key: str) -> Features:
+        """The same, all of it read and held against the checksum it was written with.
+
+        Raises:
+            DataError: As ``get``, or a byte has changed.
+        """
+        arrays = self._map(key)
+        if not np.array_equal(arrays.pop(_CHECKSUM), _checksum(arrays)):
+            raise _damaged(self.entry_path(key), "its content has changed since it was written")
+        return _from_arrays(arrays)
+
+    def _map(self, key: str) -> dict[str, np.ndarray]:
         path = self.entry_path(key)
         if not path.is_file():
             raise DataError(f"{self.folder}: no entry {key[:12]}...; build the cache again")
@@ -164,7 +191,9 @@ class Cache:
                 f"{path}: features of version {feature_version}, this is MegaFold for version "
                 f"{FEATURE_VERSION}. Build the cache again; it makes only what has changed"
             )
-        return _from_arrays(arrays)
+        if missing := _ARRAY_NAMES - arrays.keys():
+            raise _damaged(path, f"no {min(missing)}")
+        return arrays
 
     def load(self, name: str) -> Features:
         """The features of the structure called ``name``.
@@ -237,6 +266,15 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Features:
     return Features(**values, layout=AtomLayout(**layout))
 
 
+def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Hash of what the arrays mean, however they lie in a file. [32] uint8."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
 def _to_codes(text: np.ndarray) -> np.ndarray:
     """Character codes, zero after the end. [A, width] uint8.
 
@@ -280,8 +318,10 @@ def _map_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
             first, last = (start + offset for offset in entry["data_offsets"])
             flat = raw[first:last].view(_DTYPES[entry["dtype"]])
             arrays[name] = np.asarray(flat).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{path}: damaged cache entry ({error}); delete it and build the cache again"
-        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise _damaged(path, str(error)) from error
     return arrays, feature_version
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path}: damaged cache entry ({why}); build the cache again")

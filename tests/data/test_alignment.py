@@ -139,5 +139,7 @@ def test_an_alignment_of_another_sequence_is_refused(structure_of, tmp_path) -> 
 def test_an_alignment_of_no_polymer_is_refused(structure_of) -> None:
     with pytest.raises(DataError, match="chain B is a ligand"):
         featurize(structure_of("3NZD"), {"B": query_alignment("A")})
+    with pytest.raises(DataError, match="text: alignment of a ligand; of protein, rna, dna only"):
+        parse_alignment(">q\nA\n", "ligand")
     with pytest.raises(DataError, match="alignment of chain Z, but 3NZD has chains A, B, C"):
         featurize(structure_of("3NZD"), {"Z": query_alignment("A")})

@@ -86,6 +86,14 @@ def test_a_path_that_no_file_can_have_is_a_failure_like_another(tmp_path) -> Non
     assert "xxx.cif: no such file" in str(report)
 
 
+def test_a_name_that_no_terminal_can_show_is_shown_in_other_words(tmp_path) -> None:
+    (tmp_path / "a\n\x1b[31m\udcff é.cif").write_text("")
+    report = build_cache(tmp_path, tmp_path / "cache")
+    shown, total = str(report).splitlines()
+    assert shown.startswith(r"a\n\x1b[31m\udcff é: failed: ")
+    assert total.startswith("1 inputs")
+
+
 def test_two_inputs_of_one_name_are_refused(inputs, tmp_path) -> None:
     shutil.copy(inputs / "EMPTY.cif", inputs / "1CRN.cif")
     with pytest.raises(DataError, match="are both called 1CRN"):
@@ -163,11 +171,12 @@ class TestExamine:
         assert "have changed" in stale["1CRN"]
         assert "no such file" in stale["1AS5"]
 
-    def test_a_damaged_entry_is_stale_and_built_again(self, inputs, tmp_path) -> None:
+    @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda c: c[:-1] + b"\xff"])
+    def test_a_damaged_entry_is_stale_and_built_again(self, damage, inputs, tmp_path) -> None:
         build_cache(inputs, tmp_path / "cache")
         cache = Cache(tmp_path / "cache")
         path = cache.entry_path(cache.index["1CRN"]["key"])
-        path.write_bytes(path.read_bytes()[:-1])
+        path.write_bytes(damage(path.read_bytes()))
         assert self._status(cache.folder)["1CRN"] == "stale"
         report = build_cache(inputs, cache.folder)
         assert (report.ok, report.reused) == (2, 1)

@@ -114,6 +114,13 @@ class TestKey:
         other.write_text("y")
         assert cache_key(one) == cache_key(two) != cache_key(other)
 
+    def test_it_depends_on_the_kind_of_file(self, tmp_path) -> None:
+        endings = (".cif", ".bcif", ".cif.gz", ".bcif.gz")
+        paths = [tmp_path / f"1.0_{name}{end}" for end in endings for name in ("x", "y")]
+        for path in paths:
+            path.write_text("x")
+        assert len({cache_key(path) for path in paths}) == len(endings)
+
     def test_it_depends_on_the_alignments_and_their_chains(self, tmp_path) -> None:
         structure, msa, longer = (tmp_path / name for name in "abc")
         structure.write_text("x")
@@ -166,8 +173,27 @@ class TestErrors:
     def test_a_damaged_entry(self, keep, cache, features_of) -> None:
         path = cache.put(KEY, features_of("1CRN"))
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(DataError, match=r"damaged cache entry .*delete it"):
+        with pytest.raises(DataError, match=r"damaged cache entry .*build the cache again"):
             cache.get(KEY)
+
+    @pytest.mark.parametrize(("part", "bytes_of_it"), [("header", 3000), ("content", 30_000)])
+    def test_a_changed_byte_anywhere_in_an_entry(
+        self, part, bytes_of_it, cache, features_of
+    ) -> None:
+        """What changes no value, such as a space of the header's padding, may pass."""
+        path = cache.put(KEY, features_of("1CRN"))
+        whole, right = path.read_bytes(), cache.verify(KEY)
+        first = 8 if part == "header" else 8 + int.from_bytes(whole[:8], "little")
+        rng, found = np.random.default_rng(0), 0
+        for at in rng.integers(first, min(first + bytes_of_it, len(whole)), size=200):
+            changed = bytearray(whole)
+            changed[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            try:
+                _assert_equal(cache.verify(KEY), right)
+            except DataError as error:
+                found += "damaged cache entry" in str(error) or "of version" in str(error)
+        assert found >= (200 if part == "content" else 190)
 
     def test_an_entry_of_another_version(self, cache, features_of, monkeypatch) -> None:
         from megafold.data import cache as module
