@@ -29,8 +29,9 @@ ARRAY_FIELDS = (
     *TOKEN_FIELDS, *ATOM_FIELDS, *ATOM_ROW_FIELDS, *COLUMN_FIELDS, "bonds", "atom_to_token",
 )  # fmt: skip
 
-# Part of every cache key: raise it when a change alters any feature of any structure.
-FEATURE_VERSION = 1
+# Part of every cache key: raise it when a change alters any feature of any structure, or what
+# an entry holds beside the features.
+FEATURE_VERSION = 2
 
 
 @dataclass(frozen=True)
