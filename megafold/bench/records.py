@@ -6,21 +6,20 @@ appended. Rows of one run share one date.
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import platform
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 import megafold
-from megafold.atomic import atomic_write
+from megafold.bench import rows
 from megafold.bench.cases import DIRECTIONS
 
 IMPLEMENTATIONS = (
@@ -49,6 +48,8 @@ class Record:
     revision: str  # of this project: commit, with "+" where files were changed
     date: str  # when the run began, UTC, ISO 8601
 
+    SUFFIX: ClassVar[str] = ""
+
     def __post_init__(self) -> None:
         if self.impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, not {self.impl!r}")
@@ -56,9 +57,7 @@ class Record:
             raise ValueError(f"direction must be one of {DIRECTIONS}, not {self.direction!r}")
 
 
-COLUMNS = tuple(f.name for f in fields(Record))
-TUNING = "_tuning"  # ends the names of files with other rows: ``megafold.bench.tuning_records``
-_NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mb", "error")
+COLUMNS = rows.columns(Record)
 SHIPPED = ("nvidia-h200", "nvidia-h100-80gb-hbm3")  # whose records stand for a GPU, best first
 
 
@@ -120,38 +119,13 @@ def folder() -> Path:
 
 
 def append(records: Iterable[Record], root: Path | str, device: str) -> list[Path]:
-    """Append rows to ``root/<device>/<op>.csv``, one file per operator; returns the files.
-
-    Each file is replaced in one step: whoever reads sees all of the old rows or all of the new.
-
-    Raises:
-        ValueError: a file that is there already has other columns; it is left as it is.
-    """
-    by_op: dict[str, list[Record]] = {}
-    for record in records:
-        by_op.setdefault(record.op, []).append(record)
-    texts = {}
-    for op, rows in by_op.items():
-        path = Path(root) / device / f"{op}.csv"
-        texts[path] = _to_csv([*(_read_file(path) if path.exists() else []), *rows])
-    for path, text in texts.items():
-        atomic_write(path, text.encode())
-    return list(texts)
+    """Append rows to ``root/<device>/<op>.csv``, one file per operator; see ``rows.append``."""
+    return rows.append(Record, records, root, device)
 
 
 def read(root: Path | str, device: str | None = None, op: str | None = None) -> list[Record]:
-    """All rows below ``root``, of one device and one operator where given, in file order.
-
-    Raises:
-        FileNotFoundError: ``root`` is no folder.
-        ValueError: a file's columns or a value are not those of :class:`Record`.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder of records at {root}")
-    found = sorted(root.glob(f"{device or '*'}/{op or '*'}.csv"))
-    paths = [path for path in found if not path.stem.endswith(TUNING)]
-    return [record for path in paths for record in _read_file(path)]
+    """All rows below ``root``, of one device and one operator where given; see ``rows.read``."""
+    return rows.read(Record, root, device, op)
 
 
 def stored(op: str, device: str | None = None) -> list[Record]:
@@ -197,41 +171,6 @@ def revision() -> str:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return megafold.__version__
-
-
-def _read_file(path: Path) -> list[Record]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"{path}: columns are {reader.fieldnames}, expected {','.join(COLUMNS)}"
-            )
-        return [_parse(path, number, row) for number, row in enumerate(reader, start=2)]
-
-
-def _parse(path: Path, number: int, row: dict[str, str]) -> Record:
-    try:
-        values = {
-            name: (float(value) if value or name != "error" else None)
-            if name in _NUMBERS
-            else value
-            for name, value in row.items()
-        }
-        return Record(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
-
-
-def _to_csv(records: list[Record]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        row = asdict(record)
-        for name in _NUMBERS:
-            row[name] = "" if row[name] is None else f"{row[name]:.6g}"
-        writer.writerow(row)
-    return text.getvalue()
 
 
 def _processor() -> str:

@@ -9,18 +9,16 @@ appended. Rows of one run share one date::
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from megafold.atomic import atomic_write
+from megafold.bench import rows as csv_rows
 from megafold.bench.cases import Case
-from megafold.bench.records import TUNING, environment, folder
+from megafold.bench.records import environment, folder
 from megafold.ops.tuning import Config
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ class TuningRecord:
     revision: str  # of this project: commit, with "+" where files were changed
     date: str  # when the run began, UTC, ISO 8601
 
+    SUFFIX: ClassVar[str] = "_tuning"
+
     def __post_init__(self) -> None:
         if self.ms is None and not self.note:
             raise ValueError(f"a trial of {self.kernel} without a time needs a note that says why")
@@ -60,7 +60,7 @@ class TuningRecord:
         return self.kernel.partition(".")[0]
 
 
-COLUMNS = tuple(f.name for f in fields(TuningRecord))
+COLUMNS = csv_rows.columns(TuningRecord)
 
 
 def rows(
@@ -93,40 +93,13 @@ def rows(
 
 
 def append(records: Iterable[TuningRecord], root: Path | str, device: str) -> list[Path]:
-    """Append rows to ``root/<device>/<op>_tuning.csv``, one file per operator.
-
-    Each file is replaced in one step: whoever reads sees all of the old rows or all of the new.
-
-    Args:
-        device: the folder's name, as ``records.device_name`` gives it.
-
-    Raises:
-        ValueError: a file that is there already has other columns; it is left as it is.
-    """
-    by_op: dict[str, list[TuningRecord]] = {}
-    for record in records:
-        by_op.setdefault(record.op, []).append(record)
-    texts = {}
-    for op, new in by_op.items():
-        path = Path(root) / device / f"{op}{TUNING}.csv"
-        texts[path] = _to_csv([*(_read_file(path) if path.exists() else []), *new])
-    for path, text in texts.items():
-        atomic_write(path, text.encode())
-    return list(texts)
+    """Append rows to ``root/<device>/<op>_tuning.csv``; see ``megafold.bench.rows.append``."""
+    return csv_rows.append(TuningRecord, records, root, device)
 
 
 def read(root: Path | str, device: str | None = None, op: str | None = None) -> list[TuningRecord]:
-    """All rows below ``root``, of one device and one operator where given, in file order.
-
-    Raises:
-        FileNotFoundError: ``root`` is no folder.
-        ValueError: a file's columns or a value are not those of :class:`TuningRecord`.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder of records at {root}")
-    paths = sorted(root.glob(f"{device or '*'}/{op or '*'}{TUNING}.csv"))
-    return [record for path in paths for record in _read_file(path)]
+    """All rows below ``root``, of one device and operator where given; see ``rows.read``."""
+    return csv_rows.read(TuningRecord, root, device, op)
 
 
 def stored(of: Case, dtype: torch.dtype) -> list[TuningRecord]:
@@ -159,37 +132,3 @@ def blocks_of(text: str) -> dict[str, int]:
     if not words or len(words) % 2:
         raise ValueError(f'blocks must be names and sizes, like "BLOCK_Q 64", not {text!r}')
     return {name: int(size) for name, size in zip(words[::2], words[1::2], strict=True)}
-
-
-def _read_file(path: Path) -> list[TuningRecord]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"{path}: columns are {reader.fieldnames}, expected {','.join(COLUMNS)}"
-            )
-        return [_parse(path, number, row) for number, row in enumerate(reader, start=2)]
-
-
-def _parse(path: Path, number: int, row: dict[str, str]) -> TuningRecord:
-    try:
-        values: dict[str, object] = dict(row)
-        for name in ("num_warps", "num_stages"):
-            values[name] = int(row[name])
-        values["max_registers"] = int(row["max_registers"]) if row["max_registers"] else None
-        values["ms"] = float(row["ms"]) if row["ms"] else None
-        return TuningRecord(**values)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
-
-
-def _to_csv(records: list[TuningRecord]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        row = {name: "" if value is None else value for name, value in asdict(record).items()}
-        if record.ms is not None:
-            row["ms"] = f"{record.ms:.6g}"
-        writer.writerow(row)
-    return text.getvalue()
