@@ -20,6 +20,7 @@ SEED = 21
 
 WHOLE = sample_path("1CRN").read_bytes()
 TEXT = gzip.decompress(WHOLE).decode()
+THREE = re.sub(r"(?m)^ATOM .* [A-Z]{3} A 1 (?![123] ).*\n", "", TEXT).encode()
 ALIGNED = sample_path("102M").read_bytes()
 ALIGNMENT = sample_alignments("102M")["A"].read_bytes()
 ROWS = gzip.decompress(ALIGNMENT).decode().split("\n>")[:20]
@@ -80,15 +81,6 @@ def _with_row(change: Callable[[str], str], rng: random.Random, first: int = 1) 
     return _text(rows)
 
 
-def _water() -> bytes:
-    """An entry of one molecule of water."""
-    first, *rest = [line for line in TEXT.splitlines() if line.startswith("ATOM")]
-    fields = first.split()
-    fields[0], fields[5], fields[8] = "HETATM", "HOH", "."
-    kept = [line for line in TEXT.splitlines() if line not in rest]
-    return "\n".join(" ".join(fields) if line == first else line for line in kept).encode()
-
-
 def _structure(ending: str, content: bytes, may_be: set[str]) -> Damaged:
     """A damaged structure, with an alignment that would fit it."""
     query = "TTCCPSIVARSNFNVCRLPGTPEAICATYTGCIIIPGATCPGDYAN"
@@ -119,7 +111,7 @@ DAMAGES: dict[str, Callable[[random.Random], Damaged]] = {
         ".cif", TEXT.replace(rng.choice(("THR", "CYS", "ASN")), "Å1*").encode(), FAILED
     ),
     "structure's number huge": lambda rng: _structure(".cif", _with_number(rng), ANY),
-    "structure of water": lambda rng: _structure(".cif", _water(), EXCLUDED),
+    "structure of three residues": lambda rng: _structure(".cif", THREE, EXCLUDED),
     "structure whole": lambda rng: _structure(".cif.gz", WHOLE, OK),
     "alignment missing": lambda rng: _alignment(None, FAILED),
     "alignment cut": lambda rng: _alignment(_cut(ALIGNMENT, rng), FAILED),
