@@ -165,9 +165,9 @@ def try_candidates(
     A result is right if it is that of the configuration in force, but for one rounding.
     """
     for run in runs(of, device, dtype):
+        run.call()  # also where it is not tried: later kernels read what it writes
         if run.kernel not in kernels:
             continue
-        run.call()
         right = [t.clone() for t in run.outputs]
         for config in _candidates_of(of, run.kernel, dtype):
             yield _try(run, config, right, device, seconds)
@@ -215,7 +215,7 @@ def _try(
             return Trial(run.kernel, config, None, reason)
         spills = getattr(compiled, "n_spills", 0)
         if spills:
-            return Trial(run.kernel, config, None, f"{spills} bytes of registers spilt")
+            return Trial(run.kernel, config, None, f"{spills} registers spilt")
         for output, expected in zip(run.outputs, right, strict=True):
             error, _ = accuracy.relative_errors(output, expected.double())
             if error > torch.finfo(output.dtype).eps * 8:

@@ -28,11 +28,8 @@ from megafold.ops.variants import KernelVariant
 # Kernels that spill on some GPU with the block sizes of the default table, and the most bytes.
 SPILLS = {
     # fp32 products go through the registers of every thread, not through tensor cores.
-    "evo_attention.forward float32 D128": 200,
-    "evo_attention.grad_q float32 D128": 400,
-    "evo_attention.grad_kv float32 D32": 16,
-    # Two accumulators of 32 x 128 and the tiles they are made of, on an A100 and a B200.
-    "evo_attention.grad_kv bfloat16 D128": 300,
+    "evo_attention.forward float32 D128": 8,
+    "evo_attention.grad_kv float32 D128": 8,
 }
 
 
