@@ -126,10 +126,13 @@ def _line(outcome) -> str:
 def _kernels() -> int:
     from megafold.bench.compile import compile_all
 
-    print(f"{'kernel':28} {'target':8} {'GPU':20} {'registers':>9} {'spill B':>8} {'shared B':>9}")
-    for c in compile_all():
+    compiled = compile_all()
+    width = max(len(c.kernel) for c in compiled)
+    head = f"{'target':8} {'GPU':20} {'registers':>9} {'spill B':>8} {'shared B':>9}"
+    print(f"{'kernel':{width}} {head}")
+    for c in compiled:
         print(
-            f"{c.kernel:28} {c.target:8} {c.gpu:20} {c.registers:9} {c.spill_bytes:8} "
+            f"{c.kernel:{width}} {c.target:8} {c.gpu:20} {c.registers:9} {c.spill_bytes:8} "
             f"{c.shared_bytes:9}"
         )
     return 0

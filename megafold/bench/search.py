@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -93,13 +93,7 @@ def _with(run: tune.KernelRun, config: Config) -> Callable[[], object]:
 
 def entries(found: Iterable[Best], of: Case, dtype: torch.dtype) -> list[Entry]:
     """The best configurations of a case as rows of a table."""
-    return [
-        replace(
-            tune.entry(tune.Trial(best.kernel, best.config, best.ms), of, dtype),
-            max_registers=best.config.max_registers,
-        )
-        for best in found
-    ]
+    return [tune.entry(tune.Trial(best.kernel, best.config, best.ms), of, dtype) for best in found]
 
 
 def table_of(device: torch.device) -> Path:
