@@ -70,7 +70,9 @@ def time_call(
 
     One call warms up (and compiles). On a GPU every run is timed by events on the device, after
     its cache was overwritten, so that no run finds its input there, and with the whole call
-    queued before it begins (:func:`host_ms` is the time that takes); on the CPU by the clock.
+    queued before it begins (:func:`host_ms` is the time that takes); of a call that takes longer
+    to queue than ``MAX_FLUSHES`` overwrite the cache, the time has waiting for Python in it. On
+    the CPU every run is timed by the clock.
     """
     (timing,) = time_in_turns(
         [call], device, seconds=seconds, min_repeats=min_repeats, max_repeats=max_repeats

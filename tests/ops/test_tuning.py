@@ -169,6 +169,19 @@ def test_nearest_size_wins_by_ratio(table_of_this_device):
     assert source == "table of cpu, D 32 N 1024 K 384 R 384"
 
 
+def test_a_table_taken_over_from_another_device_is_named_after_it(monkeypatch):
+    monkeypatch.setattr(config, "device_slug", lambda device: "nvidia-h200")
+    source = tuning.lookup(KERNEL, CPU, torch.bfloat16, SIZES).source
+    assert source.startswith("table of nvidia-h100-80gb-hbm3, taken for nvidia-h200, D 32")
+
+
+def test_equal_configurations_have_one_hash():
+    one = tuning.Config({"BLOCK_Q": 64, "BLOCK_K": 32}, 4, 2)
+    other = tuning.Config({"BLOCK_K": 32, "BLOCK_Q": 64}, 4, 2)
+    assert one == other
+    assert hash(one) == hash(other)
+
+
 def test_every_size_counts(table_of_this_device):
     table_of_this_device += [entry_of(n=64, k=64, r=1), entry_of(n=32, k=128, r=4096)]
     assert blocks_at(n=32, k=64, r=1) == {"BLOCK_Q": 64}

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from megafold.ops.tuning.table import DEFAULT, Entry, tables
+from megafold.ops.tuning.table import DEFAULT, Entry, measured_on, tables
 
 Sizes = tuple[tuple[str, int], ...]  # ordered, so that they can be looked up quickly
 
@@ -26,7 +26,7 @@ class Config:
     max_registers: int | None = None  # per thread, NVIDIA only: more programs at a time
 
     def __hash__(self) -> int:
-        return hash((tuple(self.blocks.items()), self.num_warps, self.num_stages))
+        return hash((frozenset(self.blocks.items()), self.num_warps, self.num_stages))
 
     @property
     def options(self) -> dict[str, int]:
@@ -100,7 +100,9 @@ def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) 
 @lru_cache(maxsize=4096)
 def _from_tables(kernel: str, device: str, bits: int, sizes: Sizes) -> Found:
     (key, wanted), *others = sizes
-    for name, source in ((device, f"table of {device}"), (DEFAULT, "safe default")):
+    origin = measured_on().get(device, device)
+    own = f"table of {device}" if origin == device else f"table of {origin}, taken for {device}"
+    for name, source in ((device, own), (DEFAULT, "safe default")):
         entries = [
             entry
             for entry in tables().get(name, [])
