@@ -1,6 +1,7 @@
 """What the model reads: one example as torch tensors.
 
-Shape letters: N tokens, A atoms, M alignment rows, T template slots.
+Shape letters: N tokens, A atoms, M alignment rows, T template slots, K copies of an entity,
+L bonds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from megafold.data.copies import chain_copies
 from megafold.data.features import Features
+from megafold.data.frames import token_frames
 from megafold.data.layout import AtomLayout
 from megafold.data.templates import template_features
 
@@ -70,6 +73,17 @@ class Batch:
     # Ground truth; not read by the model's forward, only by losses and metrics.
     positions: torch.Tensor  # [A, 3] float32, angstrom; zero where unresolved
     resolved: torch.Tensor  # [A] bool
+    # The same atom in each copy of its entity, in the order of sym_id, whether or not the copy
+    # is in the crop: what a permutation of identical chains chooses from.
+    copy_positions: torch.Tensor  # [K, A, 3] float32, angstrom; zero where unresolved
+    copy_resolved: torch.Tensor  # [K, A] bool, False where there is no such copy
+    frame_atoms: torch.Tensor  # [N, 3] int64, atoms a, b and c of each token's frame
+    frame_mask: torch.Tensor  # [N] bool, whether they span a frame
+    ligand_bonds: torch.Tensor  # [L, 2] int64, bonded atoms, one of a polymer and one of a ligand
+
+    # Not tensors of one shape.
+    symmetric_atoms: tuple[torch.Tensor, ...]  # each [R, P, n] int64, see data.symmetry
+    resolution: float  # angstrom; NaN where the method has none
 
     # What each atom is called, for writing structures. Not a tensor; unpadded.
     layout: AtomLayout
@@ -86,14 +100,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
-        tensors = {
-            f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "layout"
-        }
-        return replace(self, **tensors)
+        tensors = {name: getattr(self, name).to(device) for name in TENSOR_FIELDS}
+        symmetric = tuple(orders.to(device) for orders in self.symmetric_atoms)
+        return replace(self, **tensors, symmetric_atoms=symmetric)
+
+
+TENSOR_FIELDS = tuple(
+    f.name for f in fields(Batch) if f.name not in ("symmetric_atoms", "resolution", "layout")
+)
 
 
 def make_batch(
-    features: Features, *, generator: np.random.Generator, msa_rows: int = 1024
+    features: Features,
+    *,
+    generator: np.random.Generator,
+    msa_rows: int = 1024,
+    whole: Features | None = None,
 ) -> Batch:
     """The random part of the pipeline, and the change from numpy to torch.
 
@@ -105,6 +127,8 @@ def make_batch(
         features: Usually a crop.
         generator: Every random draw comes from it.
         msa_rows: At most so many rows of the alignment, the query included.
+        whole: The features that ``features`` is a crop of, for the copies of its chains that
+            the crop left out; None if nothing was left out, or only the crop's copies count.
     """
     if msa_rows < 1:
         raise ValueError(f"msa_rows is {msa_rows}; the query alone is 1")
@@ -113,7 +137,13 @@ def make_batch(
     bonds = np.zeros((features.num_tokens, features.num_tokens), dtype=bool)
     first, second = features.bonds.T
     bonds[first, second] = bonds[second, first] = True
+    frame_atoms, frame_mask = token_frames(features)
+    copy_positions, copy_resolved = chain_copies(features, features if whole is None else whole)
     arrays = {
+        "copy_positions": copy_positions,
+        "copy_resolved": copy_resolved,
+        "frame_atoms": frame_atoms,
+        "frame_mask": frame_mask,
         "token_mask": np.ones(features.num_tokens, dtype=bool),
         "token_bonds": bonds,
         "msa": features.msa[rows],
@@ -125,13 +155,20 @@ def make_batch(
         **template_features(features),
     }
     batch = {}
-    for f in fields(Batch):
-        if f.name != "layout":
-            value = arrays[f.name] if f.name in arrays else getattr(features, f.name)
-            value = np.array(value)  # a copy: what comes from the cache is read-only
-            integer = np.issubdtype(value.dtype, np.integer)
-            batch[f.name] = torch.from_numpy(value.astype(np.int64) if integer else value)
-    return Batch(**batch, layout=features.layout)
+    for name in TENSOR_FIELDS:
+        value = arrays[name] if name in arrays else getattr(features, name)
+        value = np.array(value)  # a copy: what comes from the cache is read-only
+        integer = np.issubdtype(value.dtype, np.integer)
+        batch[name] = torch.from_numpy(value.astype(np.int64) if integer else value)
+    from megafold.data.symmetry import symmetric_atoms  # loads the dictionary
+
+    symmetric = symmetric_atoms(features.layout)
+    return Batch(
+        **batch,
+        symmetric_atoms=tuple(torch.from_numpy(orders) for orders in symmetric),
+        resolution=float(features.resolution[0]),
+        layout=features.layout,
+    )
 
 
 def pad_batch(batch: Batch, tokens: int, atoms: int) -> Batch:
@@ -172,8 +209,11 @@ _PADDED_DIMS = {
     **_dims(
         "token_mask", "token_index", "residue_index", "asym_id", "entity_id", "sym_id", "restype",
         "is_protein", "is_rna", "is_dna", "is_ligand", "center_atom", "representative_atom",
-        "profile", "deletion_mean", letters="N",
+        "profile", "deletion_mean", "frame_mask", letters="N",
     ),
+    **_dims("frame_atoms", letters="N3"),
+    **_dims("copy_positions", letters="KA3"),
+    **_dims("copy_resolved", letters="KA"),
     **_dims("token_bonds", letters="NN"),
     **_dims("msa", "msa_mask", "has_deletion", "deletion_value", letters="MN"),
     **_dims(

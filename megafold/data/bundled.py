@@ -130,7 +130,7 @@ def example_batch(sample_id: str, crop: int | None = None, seed: int = 0) -> Bat
         seed: Of the crop and of the batch's random part.
     """
     generator = np.random.default_rng(seed)
-    features = example_features(sample_id)
+    whole = features = example_features(sample_id)
     if crop is not None:
         features = crop_features(features, crop, generator=generator)
-    return make_batch(features, generator=generator)
+    return make_batch(features, generator=generator, whole=whole)

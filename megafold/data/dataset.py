@@ -64,6 +64,8 @@ class CachedDataset(Dataset):
         if not 0 <= index < len(self):  # also ends a plain for loop over the dataset
             raise IndexError(f"index {index} of {len(self)} structures")
         generator = np.random.default_rng([self.seed, self.epoch, index])
-        features = crop(self.cache.load(self.names[index]), self.crop_size, generator=generator)
+        whole = self.cache.load(self.names[index])
+        features = crop(whole, self.crop_size, generator=generator)
         rows = int(generator.integers(1, len(features.msa) + 1))
-        return make_batch(features, generator=generator, msa_rows=min(rows, self.msa_rows))
+        rows = min(rows, self.msa_rows)
+        return make_batch(features, generator=generator, msa_rows=rows, whole=whole)

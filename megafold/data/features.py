@@ -1,6 +1,6 @@
 """Everything about one structure that is deterministic: what the cache holds.
 
-Shape letters: N tokens, A atoms, M alignment rows, T templates, B bonds.
+Shape letters: N tokens, A atoms, M alignment rows, T templates, B and L bonds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ COLUMN_FIELDS = (
 )  # fmt: skip
 ARRAY_FIELDS = (
     *TOKEN_FIELDS, *ATOM_FIELDS, *ATOM_ROW_FIELDS, *COLUMN_FIELDS, "bonds", "atom_to_token",
+    "ligand_bonds", "resolution",
 )  # fmt: skip
 
 # Part of every cache key: raise it when a change alters any feature of any structure, or what
 # an entry holds beside the features.
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Features:
     ref_space_uid: np.ndarray  # [A] int32, one per (chain, residue)
     positions: np.ndarray  # [A, 3] float32, angstrom; zero where unresolved
     resolved: np.ndarray  # [A] bool
+    ligand_bonds: np.ndarray  # [L, 2] int32, bonded atoms, one of a polymer and one of a ligand
+    resolution: np.ndarray  # [1] float32, angstrom; NaN where the method has none
 
     layout: AtomLayout
 
@@ -120,9 +123,12 @@ class Features:
         new_atom = np.full(self.num_atoms, -1, dtype=np.int32)
         new_atom[atoms] = np.arange(len(atoms), dtype=np.int32)
         bonds = new_token[self.bonds]
+        ligand_bonds = new_atom[self.ligand_bonds]
         values = {
             "atom_to_token": new_token[self.atom_to_token[atoms]],
             "bonds": bonds[(bonds >= 0).all(axis=-1)],
+            "ligand_bonds": ligand_bonds[(ligand_bonds >= 0).all(axis=-1)],
+            "resolution": self.resolution,
             "layout": select_layout(self.layout, atoms),
         }
         values |= {name: getattr(self, name)[chosen] for name in TOKEN_FIELDS}

@@ -55,6 +55,8 @@ def featurize(structure: Structure, alignments: Mapping[str, Alignment] | None =
         },
         is_interface=_interface_tokens(structure, tokens),
         bonds=_token_bonds(structure, tokens),
+        ligand_bonds=_ligand_bonds(structure),
+        resolution=np.array([structure.resolution or np.nan], dtype=np.float32),
         **_alignment_features(structure, tokens, alignments or {}),
         **_no_templates(len(tokens)),
         **_conformer_features(structure),
@@ -105,6 +107,13 @@ def _token_bonds(structure: Structure, tokens: Tokens) -> np.ndarray:
     atoms = atoms[ligand[atoms].any(axis=-1)]
     bonded = np.sort(tokens.atom_to_token[atoms], axis=-1)
     return np.unique(bonded, axis=0).astype(np.int32).reshape(-1, 2)
+
+
+def _ligand_bonds(structure: Structure) -> np.ndarray:
+    """Bonds between an atom of a polymer and one of a ligand. [L, 2] int32, sorted."""
+    ligand = structure.layout.chain_type[structure.bonds] == "ligand"
+    bonds = np.sort(structure.bonds[ligand[:, 0] != ligand[:, 1]], axis=-1)
+    return np.unique(bonds, axis=0).astype(np.int32).reshape(-1, 2)
 
 
 def _conformer_features(structure: Structure) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 from megafold.data import Batch, crop, make_batch, pad_batch
 from megafold.data import batch as batch_module
+from megafold.data.batch import TENSOR_FIELDS
 from megafold.data.constants import NUM_RESTYPES
 
 _SHAPES = {
@@ -28,7 +29,7 @@ def _batch(features, seed: int = 0, **options) -> Batch:
 
 
 def _tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    return {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "layout"}
+    return {name: getattr(batch, name) for name in TENSOR_FIELDS}
 
 
 def test_every_field_has_the_shape_and_type_its_documentation_gives(
@@ -41,12 +42,14 @@ def test_every_field_has_the_shape_and_type_its_documentation_gives(
         "A": batch.num_atoms,
         "M": len(batch.msa),
         "T": len(batch.template_mask),
+        "K": len(batch.copy_positions),
+        "L": len(batch.ligand_bonds),
     }
     tensors = _tensors(batch)
     assert _SHAPES.keys() == tensors.keys()
     for name, tensor in tensors.items():
         letters, dtype = _SHAPES[name]
-        expected = [sizes.get(d) or int(d) for d in letters.split(", ")]
+        expected = [sizes[d] if d in sizes else int(d) for d in letters.split(", ")]
         assert list(tensor.shape) == expected, name
         assert tensor.dtype == getattr(torch, dtype), name
         assert torch.isfinite(tensor.float()).all(), name
