@@ -58,3 +58,12 @@ def weighted_rigid_align(
     flip[..., 2] = torch.linalg.det(u @ vh).sign()
     rotation = (u * flip[..., None, :]) @ vh
     return (mobile - mean_m) @ rotation.transpose(-1, -2) + mean_t
+
+
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Distances ``[..., M, N]`` of points a ``[..., M, 3]`` to b ``[..., N, 3]``.
+
+    From differences of coordinates: by the product of the two, which ``torch.cdist`` takes by
+    default, points far from the origin lose digits.
+    """
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

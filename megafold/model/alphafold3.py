@@ -10,7 +10,7 @@ from torch import nn
 from megafold.model.config import ModelConfig, config_from_name
 from megafold.model.diffusion import DiffusionModule, Trunk
 from megafold.model.embedders import InputEmbedder, RelativePosition
-from megafold.model.heads import DistogramHead
+from megafold.model.heads import ConfidenceHead, DistogramHead
 from megafold.model.msa import MSAModule
 from megafold.model.pairformer import Pairformer
 from megafold.model.primitives import LayerNormLinear
@@ -32,9 +32,10 @@ class AlphaFold3(nn.Module):
         self.recycle_s = LayerNormLinear(config.c_s, config.c_s, init="final")
         self.template_embedder = TemplateEmbedder(config)
         self.msa_module = MSAModule(config)
-        self.pairformer = Pairformer(config)
+        self.pairformer = Pairformer(config, config.pairformer_blocks)
         self.diffusion = DiffusionModule(config)
         self.distogram_head = DistogramHead(config)
+        self.confidence_head = ConfidenceHead(config)
 
     @classmethod
     def from_name(cls, name: str) -> AlphaFold3:

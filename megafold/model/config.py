@@ -50,7 +50,14 @@ class ModelConfig:
     diffusion_heads: int = 16
     diffusion_samples: int = 48  # noised copies of one trunk pass in training
 
-    distogram_bins: int = 64
+    # Heads.
+    distogram_bins: int = 64  # 2 to 22 angstrom
+    confidence_blocks: int = 4
+    plddt_bins: int = 50  # 0 to 1
+    pae_bins: int = 64  # of 0.5 angstrom
+    pde_bins: int = 64  # of 0.5 angstrom
+    atoms_per_token: int = 24  # at most; the largest standard nucleotide has 23
+    rollout_steps: int = 20  # of the sampler, for the confidence head in training
 
     checkpointing: bool = True  # recompute blocks in the backward pass
 
@@ -70,6 +77,7 @@ CONFIGS = {
         c_template=32, template_blocks=1,
         c_atom=64, atom_blocks=2,
         c_token=384, c_fourier=128, diffusion_blocks=8, diffusion_heads=8,
+        confidence_blocks=2,
     ),
     # Trains on a peptide on two CPU cores within minutes.
     "tiny": ModelConfig(
@@ -79,7 +87,7 @@ CONFIGS = {
         c_template=16, template_blocks=1, template_heads=2,
         c_atom=64, c_atompair=8, atom_blocks=1, atom_heads=4,
         c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=16,
-        checkpointing=False,
+        confidence_blocks=1, checkpointing=False,
     ),
 }  # fmt: skip
 

@@ -1,6 +1,8 @@
-"""Training losses (supplement, sections 3.7.1 and 4.4).
+"""The training loss: one trunk pass and everything that is learned from it.
 
-Shape letters: S noised copies, A atoms, N tokens, P atom pairs.
+As in AlphaFold 3 (supplement, sections 3.7.1, 4.3 and 4.4; equation 15).
+
+Shape letters: S noised copies, A atoms.
 """
 
 from __future__ import annotations
@@ -9,34 +11,47 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
-from megafold.geometry import centre_random_augmentation, weighted_rigid_align
+from megafold.geometry import centre_random_augmentation
 from megafold.model.alphafold3 import AlphaFold3
-from megafold.model.diffusion import SIGMA_DATA
-from megafold.model.gather import take
-from megafold.model.heads import distance_breaks
+from megafold.model.checks import check_batch, check_generator
+from megafold.model.confidence_losses import (
+    ConfidenceLosses,
+    confidence_losses,
+    distogram_loss,
+    has_confidence_target,
+)
+from megafold.model.diffusion import SIGMA_DATA, Trunk
+from megafold.model.diffusion_losses import aligned_mse, bond_loss, smooth_lddt_loss
+from megafold.model.permutation import permute_truth
+from megafold.model.sampler import rollout
+from megafold.model.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
 
-WEIGHT_DIFFUSION, WEIGHT_DISTOGRAM = 4.0, 0.03
-LDDT_RADIUS, LDDT_RADIUS_NUCLEIC = 15.0, 30.0  # angstrom
-# Pairs times copies held at once by the smooth lDDT.
-LDDT_CHUNK = 1 << 24
+WEIGHT_DIFFUSION, WEIGHT_DISTOGRAM, WEIGHT_CONFIDENCE = 4.0, 0.03, 1e-4
 
 NoiseWeighting = Literal["karras", "printed"]
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Each a scalar tensor. ``mse`` and ``smooth_lddt`` are averages over the copies."""
+    """Each a scalar tensor; ``mse``, ``bond`` and ``smooth_lddt`` are averages over the copies.
+
+    The last four are 0 for a structure that is not good enough to learn confidence from
+    (resolution outside 0.1 to 4 angstrom, or none).
+    """
 
     total: torch.Tensor
     mse: torch.Tensor  # weighted by noise level
+    bond: torch.Tensor  # weighted by noise level; counts in fine-tuning only
     smooth_lddt: torch.Tensor
     distogram: torch.Tensor
+    plddt: torch.Tensor
+    pde: torch.Tensor
+    resolved: torch.Tensor
+    pae: torch.Tensor  # counts in the last stage only
 
     def as_floats(self) -> dict[str, float]:
         """Plain numbers by name, for logs."""
@@ -49,30 +64,66 @@ def training_loss(
     *,
     generator: torch.Generator,
     noise_weighting: NoiseWeighting = "karras",
+    stage: Stage = STAGES["initial"],
 ) -> Losses:
-    """One trunk pass, many noised copies, and the losses.
+    """One trunk pass, a rolled-out structure, many noised copies, and the losses.
 
-    ``generator`` (on the CPU) is the only source of randomness: cycles, alignment rows,
-    dropout, placement and noise. Raises ``ValueError`` if no atom is resolved.
+    The truth is permuted to the rolled-out structure before any loss: identical chains and
+    ligands, and equivalent atoms.
+
+    Args:
+        model: In training mode, if there is to be dropout.
+        batch: With at least one resolved atom.
+        generator: On the CPU, the only source of randomness: cycles, alignment rows, dropout,
+            rollout, placement and noise.
+        noise_weighting: See ``noise_weight``.
+        stage: Decides which losses count, and how many copies there are at most.
+
+    Raises:
+        TypeError: ``generator`` is no generator on the CPU.
+        ValueError: No atom is resolved, or the model cannot model the batch.
+        FloatingPointError: Coordinates are not finite.
     """
+    check_generator(generator)
+    check_batch(model.config, batch)
     if not bool(batch.resolved.any()):
         raise ValueError("the batch has no resolved atom to learn from")
     device = batch.positions.device
     devices = [device] if device.type == "cuda" else []
+    samples = min(model.config.diffusion_samples, stage.diffusion_samples)
     with torch.random.fork_rng(devices=devices):
         # Dropout draws from torch's own generator, which checkpointing replays.
         torch.manual_seed(_draw_seed(generator))
         cycles = int(torch.randint(1, model.config.cycles + 1, (), generator=generator))
         trunk = model(batch, generator=generator, cycles=cycles)
         condition = model.diffusion.condition(batch, trunk)
-        x_true, x_noisy, t = _noised_copies(batch, model.config.diffusion_samples, generator)
+        x_rollout = rollout(model, batch, trunk, condition, generator)
+        batch = permute_truth(batch, x_rollout)
+        x_true, x_noisy, t = _noised_copies(batch, samples, generator)
         x = model.diffusion(x_noisy, t, batch, trunk, condition)
+        confidence = _confidence(model, batch, trunk, x_rollout)
     weight = noise_weight(t, noise_weighting)
     mse = (weight * aligned_mse(x, x_true, batch)).mean()
+    bond = (weight * bond_loss(x, batch)).mean()
     lddt = smooth_lddt_loss(x, batch).mean()
-    distogram = distogram_loss(model.distogram_head(trunk.z), batch)
-    total = WEIGHT_DIFFUSION * (mse + lddt) + WEIGHT_DISTOGRAM * distogram
-    return Losses(total, mse, lddt, distogram)
+    bins = model.config.distogram_bins
+    distogram = distogram_loss(model.distogram_head.rows, trunk.z, batch, bins)
+    judged = confidence.plddt + confidence.pde + confidence.resolved
+    total = (
+        WEIGHT_DIFFUSION * (mse + stage.bond_weight * bond + lddt)
+        + WEIGHT_DISTOGRAM * distogram
+        + WEIGHT_CONFIDENCE * (judged + stage.pae_weight * confidence.pae)
+    )
+    return Losses(total, mse, bond, lddt, distogram, **vars(confidence))
+
+
+def _confidence(model: AlphaFold3, batch: Batch, trunk: Trunk, x: torch.Tensor) -> ConfidenceLosses:
+    if not has_confidence_target(batch):
+        nothing = x.new_zeros(())
+        return ConfidenceLosses(nothing, nothing, nothing, nothing)
+    head = model.confidence_head
+    representation = head(batch, trunk.s_inputs, trunk.s, trunk.z, x)
+    return confidence_losses(head, representation, x, batch)
 
 
 def noise_weight(t: torch.Tensor, weighting: NoiseWeighting = "karras") -> torch.Tensor:
@@ -89,72 +140,6 @@ def noise_weight(t: torch.Tensor, weighting: NoiseWeighting = "karras") -> torch
         )
     scale = t * SIGMA_DATA if weighting == "karras" else t + SIGMA_DATA
     return (t.square() + SIGMA_DATA**2) / scale.square()
-
-
-def aligned_mse(x: torch.Tensor, x_true: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean squared error after moving the truth onto the prediction, ``[S]`` (equations 2, 3).
-
-    Nucleic acids weigh 6, ligands 11, proteins 1; unresolved atoms do not count.
-    """
-    token = batch.atom_to_token
-    weight = 1.0 + 5.0 * (batch.is_dna | batch.is_rna)[token] + 10.0 * batch.is_ligand[token]
-    weight = weight * batch.resolved
-    aligned = weighted_rigid_align(x_true, x.detach(), weight)
-    squared = (x - aligned).square().sum(-1)
-    return (squared * weight).sum(-1) / (3.0 * batch.resolved.sum().clamp(min=1))
-
-
-def smooth_lddt_loss(x: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Algorithm 27: one minus a smooth lDDT over all atom pairs near in the truth, ``[S]``.
-
-    Works on the list of near pairs, so that S x A x A is never held; large lists are
-    taken in groups of copies and recomputed in the backward pass.
-    """
-    first, second, weight = near_pairs(batch)
-    if len(first) == 0:
-        return x.sum(dim=(1, 2)) * 0.0
-    true = torch.linalg.vector_norm(batch.positions[first] - batch.positions[second], dim=-1)
-
-    def score(copies: torch.Tensor) -> torch.Tensor:
-        difference = take(copies, first, dim=1) - take(copies, second, dim=1)
-        error = (difference.square().sum(-1).add(1e-10).sqrt() - true).abs()
-        close = sum(torch.sigmoid(threshold - error) for threshold in (0.5, 1.0, 2.0, 4.0)) / 4
-        return (close * weight).sum(-1) / weight.sum()
-
-    size = max(1, LDDT_CHUNK // len(first))
-    if size >= x.shape[0]:
-        return 1.0 - score(x)
-    parts = [checkpoint(score, part, use_reentrant=False) for part in x.split(size)]
-    return 1.0 - torch.cat(parts)
-
-
-@torch.no_grad()
-def near_pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Resolved atom pairs that lDDT looks at: indices ``[P]``, ``[P]`` and weights ``[P]``.
-
-    A pair l < m counts once for l and once for m; each asks whether the other lies within
-    its own radius, 30 angstrom around nucleotides and 15 around all else.
-    """
-    nucleic = (batch.is_dna | batch.is_rna)[batch.atom_to_token]
-    radius = torch.where(nucleic, LDDT_RADIUS_NUCLEIC, LDDT_RADIUS)
-    distance = torch.cdist(batch.positions, batch.positions)
-    near = distance < radius[:, None]
-    near = near & batch.resolved[:, None] & batch.resolved[None, :]
-    count = near.to(torch.uint8) + near.T.to(torch.uint8)
-    first, second = torch.triu(count, diagonal=1).nonzero(as_tuple=True)
-    return first, second, count[first, second].to(batch.positions.dtype)
-
-
-def distogram_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of the binned distances between representative atoms (section 4.4)."""
-    position = batch.positions[batch.representative_atom]
-    known = batch.resolved[batch.representative_atom] & batch.token_mask
-    target = torch.bucketize(
-        torch.cdist(position, position), distance_breaks(logits.shape[-1], logits.device)
-    )
-    loss = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
-    pair = (known[:, None] & known[None, :]).flatten()
-    return (loss * pair).sum() / pair.sum().clamp(min=1)
 
 
 def _noised_copies(

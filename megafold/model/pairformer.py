@@ -32,12 +32,12 @@ class PairformerBlock(nn.Module):
 
 
 class Pairformer(nn.Module):
-    """All blocks."""
+    """A stack of ``blocks`` blocks: 48 in the trunk, 4 in the confidence head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, blocks: int) -> None:
         super().__init__()
         self.blocks = Blocks(
-            (PairformerBlock(config) for _ in range(config.pairformer_blocks)),
+            (PairformerBlock(config) for _ in range(blocks)),
             checkpointing=config.checkpointing,
         )
 

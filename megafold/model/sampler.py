@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -10,7 +11,8 @@ import torch
 
 from megafold.geometry import centre_random_augmentation
 from megafold.model.alphafold3 import AlphaFold3
-from megafold.model.diffusion import SIGMA_DATA
+from megafold.model.checks import check_batch, check_generator
+from megafold.model.diffusion import SIGMA_DATA, DiffusionConditioning, Trunk
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -40,11 +42,13 @@ def noise_schedule(steps: int) -> torch.Tensor:
 def sample(
     model: AlphaFold3, batch: Batch, *, generator: torch.Generator,
     steps: int = ..., samples: int = ..., trajectory: Literal[False] = ...,
+    trunk: Trunk | None = ...,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def sample(
     model: AlphaFold3, batch: Batch, *, generator: torch.Generator,
     steps: int = ..., samples: int = ..., trajectory: Literal[True],
+    trunk: Trunk | None = ...,
 ) -> Trajectory: ...  # fmt: skip
 @torch.no_grad()
 def sample(
@@ -55,30 +59,65 @@ def sample(
     steps: int = 200,
     samples: int = 1,
     trajectory: bool = False,
+    trunk: Trunk | None = None,
 ) -> torch.Tensor | Trajectory:
     """Coordinates ``[samples, A, 3]`` float32 in angstrom, or the whole ``Trajectory``.
 
     ``generator`` (on the CPU) is the only source of randomness. The model is put into
-    evaluation mode for the duration.
+    evaluation mode for the duration. ``trunk`` is what ``model(batch, ...)`` gave for this
+    batch, if it has been run already.
+
+    Raises:
+        TypeError: ``generator`` is no generator.
+        ValueError: ``steps`` or ``samples`` is below 1, or the model cannot model the batch.
     """
+    check_generator(generator)
+    check_batch(model.config, batch)
     if steps < 1 or samples < 1:
         raise ValueError(f"steps and samples must be at least 1, got {steps} and {samples}")
     training = model.training
     model.eval()
     try:
-        trunk = model(batch, generator=generator, cycles=model.config.cycles)
+        if trunk is None:
+            trunk = model(batch, generator=generator, cycles=model.config.cycles)
         condition = model.diffusion.condition(batch, trunk)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return model.diffusion(x, t.expand(samples), batch, trunk, condition)
 
-        return _integrate(denoise, batch, generator, steps, samples, trajectory)
+        return integrate(denoise, batch, generator, steps, samples, trajectory)
     finally:
         model.train(training)
 
 
-def _integrate(denoise, batch: Batch, generator, steps, samples, trajectory):
-    """Follow the noise levels down, adding a little fresh noise while they are high."""
+def rollout(
+    model: AlphaFold3,
+    batch: Batch,
+    trunk: Trunk,
+    condition: DiffusionConditioning,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """One structure ``[A, 3]`` in few steps and without gradient, as training needs it."""
+    with torch.no_grad():
+
+        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return model.diffusion(x, t.expand(1), batch, trunk, condition)
+
+        return integrate(denoise, batch, generator, model.config.rollout_steps)[0]
+
+
+def integrate(
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    batch: Batch,
+    generator: torch.Generator,
+    steps: int,
+    samples: int = 1,
+    trajectory: bool = False,
+) -> torch.Tensor | Trajectory:
+    """Follow the noise levels down, adding a little fresh noise while they are high.
+
+    ``denoise`` takes coordinates ``[samples, A, 3]`` in angstrom and a noise level.
+    """
     device = batch.ref_pos.device
     levels = noise_schedule(steps)
     shape = (samples, batch.num_atoms, 3)

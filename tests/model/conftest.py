@@ -14,7 +14,7 @@ from megafold.model import AlphaFold3
 
 @pytest.fixture(scope="session")
 def batch() -> Batch:
-    """1AS5, a conotoxin with modified residues, given a bond and a template."""
+    """1AS5, a conotoxin with modified residues, given a bond, a template and a resolution."""
     batch = data.example_batch("1AS5")
     n = batch.num_tokens
     generator = torch.Generator().manual_seed(0)
@@ -24,6 +24,8 @@ def batch() -> Batch:
     return dataclasses.replace(
         batch,
         token_bonds=bonds,
+        ligand_bonds=torch.tensor([[3, 60], [10, 80]]),
+        resolution=2.0,
         template_mask=torch.ones(1, dtype=torch.bool),
         template_restype=batch.restype[None],
         template_pseudo_beta_mask=some,

@@ -9,7 +9,8 @@ import torch
 
 from megafold import ops
 from megafold.data.batch import pad_batch
-from megafold.model import CONFIGS, AlphaFold3, sample, training_loss
+from megafold.model import CONFIGS, STAGES, AlphaFold3, sample, training_loss
+from megafold.model.stages import stage_from_name
 from tests.model.seeds import seeded
 
 
@@ -21,20 +22,57 @@ def test_trunk_gives_single_and_pair_representations(model, batch):
     assert trunk.z.shape == (n, n, config.c_z)
 
 
-def test_losses_are_finite_and_total_is_their_weighted_sum(model, batch):
-    losses = training_loss(model, batch, generator=seeded())
-    expected = 4 * (losses.mse + losses.smooth_lddt) + 0.03 * losses.distogram
-    assert torch.isfinite(losses.total)
+@pytest.mark.parametrize("name", ["initial", "fine_tuning_3"])
+def test_the_total_is_the_sum_of_losses_weighted_as_in_the_stage(model, batch, name):
+    stage = STAGES[name]
+    losses = training_loss(model, batch, generator=seeded(), stage=stage)
+    diffusion = losses.mse + stage.bond_weight * losses.bond + losses.smooth_lddt
+    confidence = losses.plddt + losses.pde + losses.resolved + stage.pae_weight * losses.pae
+    expected = 4 * diffusion + 0.03 * losses.distogram + 1e-4 * confidence
+    assert all(torch.isfinite(value) for value in vars(losses).values())
+    assert min(losses.plddt, losses.pde, losses.resolved, losses.pae) > 0
     torch.testing.assert_close(losses.total, expected)
 
 
+def test_stages_have_the_weights_of_the_supplement():
+    table = [(s.crop_size, s.diffusion_samples, s.bond_weight, s.pae_weight)
+             for s in STAGES.values()]  # fmt: skip
+    assert table == [(384, 48, 0, 0), (640, 32, 1, 0), (768, 32, 1, 0), (768, 32, 1, 1)]
+    with pytest.raises(ValueError, match="known: initial, fine_tuning_1"):
+        stage_from_name("warmup")
+
+
+@pytest.mark.parametrize("resolution", [float("nan"), 0.05, 4.1])
+def test_confidence_is_learned_from_good_structures_only(model, batch, resolution):
+    poor = dataclasses.replace(batch, resolution=resolution)
+    losses = training_loss(model, poor, generator=seeded())
+    assert losses.plddt == losses.pde == losses.resolved == losses.pae == 0
+    assert losses.mse > 0
+
+
 def test_every_parameter_gets_a_gradient(model, batch):
-    training_loss(model, batch, generator=seeded()).total.backward()
-    # Recycling starts from zeros, so one cycle cannot move the scale of its LayerNorm.
-    free = {"recycle_z.layer_norm.weight", "recycle_s.layer_norm.weight"}
-    free |= {"recycle_z.linear.weight", "recycle_s.linear.weight"}
-    silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert silent <= free | {"recycle_z.layer_norm.bias", "recycle_s.layer_norm.bias"}
+    recycling = dataclasses.replace(model.config, cycles=2)
+    model.config = recycling
+    # A seed for which two cycles are drawn: with one, recycling starts from zeros.
+    generator = next(g for g in map(seeded, range(50)) if draws_two_cycles(g))
+    loss = training_loss(model, batch, generator=generator, stage=STAGES["fine_tuning_3"])
+    loss.total.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def draws_two_cycles(generator: torch.Generator) -> bool:
+    copy = torch.Generator()
+    copy.set_state(generator.get_state())
+    torch.randint(0, 2**62, (), generator=copy)  # the seed of dropout
+    return int(torch.randint(1, 3, (), generator=copy)) == 2
+
+
+def test_the_confidence_head_does_not_teach_the_trunk(model, batch):
+    losses = training_loss(model, batch, generator=seeded())
+    (losses.plddt + losses.pde + losses.resolved + losses.pae).backward()
+    taught = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert taught == {"confidence_head"}
 
 
 def test_same_generator_same_loss_and_gradients(model, batch):

@@ -16,7 +16,7 @@ def test_a_perfect_denoiser_leads_to_the_truth(batch):
     def denoise(x, t):
         return weighted_rigid_align(x_true, x, batch.resolved.float())
 
-    x = sampler._integrate(denoise, batch, seeded(), steps=20, samples=1, trajectory=False)
+    x = sampler.integrate(denoise, batch, seeded(), steps=20)
     assert rmsd(x, batch.positions, batch.resolved) < 0.1
 
 
