@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,21 @@ def batch() -> Batch:
         template_distogram=torch.randint(0, 39, (1, n, n), generator=generator),
         template_unit_vector=torch.randn(1, n, n, 3, generator=generator),
     )
+
+
+@pytest.fixture(scope="session")
+def crambin() -> Batch:
+    """1CRN, a small protein at high resolution."""
+    return data.example_batch("1CRN")
+
+
+@pytest.fixture(scope="session")
+def dimer() -> Batch:
+    """Thirty residues of each of the two identical chains of 1A8O."""
+    whole = data.example_features("1A8O")
+    number = whole.residue_index
+    chosen = whole.select(np.flatnonzero((number > 20) & (number <= 50)))
+    return data.make_batch(chosen, generator=np.random.default_rng(0), whole=whole)
 
 
 @pytest.fixture
