@@ -20,6 +20,7 @@ from megafold.data.structure import PROTEIN
 
 _SAVE_EVERY = 5.0  # seconds between writes of the index
 _UNBUILT = "not built yet: if no build is at work, one was killed; build the cache again"
+_CHANGED = "its inputs or the software have changed; build the cache again"
 STATUSES = ("ok", "failed", "excluded", "stale")
 
 
@@ -92,7 +93,7 @@ def build_cache(
     out: str | Path,
     *,
     alignments: str | Path | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     progress: Callable[[EntryReport], object] | None = None,
 ) -> BuildReport:
     """Featurise structures into a cache. One bad input never stops the others.
@@ -103,11 +104,13 @@ def build_cache(
         alignments: A folder with ``<name>_<chain>.a3m`` (``.gz`` or not). Then every distinct
             protein sequence needs one for one of its chains: a missing file is a failure. A
             protein without homologs has an a3m of one row.
-        jobs: Processes; joblib's backend in force is used, so that a Dask cluster can be.
+        jobs: Processes; None leaves it to joblib: one, or within
+            ``joblib.parallel_config("dask")`` all workers of the Dask cluster.
         progress: Called with each report as it comes in.
 
     Raises:
-        DataError: There is no input, two inputs have one name, or ``out`` is not a cache.
+        DataError: There is no input, two inputs have one name, two files are the alignment of
+            one chain, ``out`` is not a cache, or another build is at work there.
     """
     paths = find_structures(structures)
     files: dict[str, dict[str, Path] | None] = dict.fromkeys(map(structure_name, paths))
@@ -115,19 +118,38 @@ def build_cache(
         found = find_alignments(alignments)
         files = {name: found.get(name, {}) for name in files}
     cache = Cache.create(out)
+    with cache.writing():
+        return _build(cache, paths, files, jobs, progress)
+
+
+def _build(
+    cache: Cache,
+    paths: list[Path],
+    files: Mapping[str, dict[str, Path] | None],
+    jobs: int | None,
+    progress: Callable[[EntryReport], object] | None,
+) -> BuildReport:
     cache.remove_leftovers()
     for path in paths:  # first of all, so that none is missing from the index of a killed build
         unbuilt = EntryReport(structure_name(path), str(path), "stale", _UNBUILT)
-        cache.index.setdefault(unbuilt.name, _record(unbuilt, files[unbuilt.name]))
+        record = index_record(unbuilt, cache.folder, path, files[unbuilt.name])
+        cache.index.setdefault(unbuilt.name, record)
     cache.save_index()
-    worker = Cache(out)  # without the index, which workers do not need
-    tasks = (delayed(build_entry)(worker, path, files[structure_name(path)]) for path in paths)
+    worker = Cache(cache.folder.absolute())  # without the index, which workers do not need
+    given = {structure_name(path): path for path in paths}
+    tasks = (
+        delayed(build_entry)(worker, path.absolute(), _absolute(files[name]))
+        for name, path in given.items()
+    )
     reports: dict[str, EntryReport] = {}
     saved = time.monotonic()
     try:
-        for report in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+        for found in Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+            report = _as_given(found, given[found.name])
             reports[report.name] = report
-            cache.index[report.name] = _record(report, files[report.name])
+            cache.index[report.name] = index_record(
+                report, cache.folder, given[report.name], files[report.name]
+            )
             if progress is not None:
                 progress(report)
             if time.monotonic() - saved > _SAVE_EVERY:
@@ -135,7 +157,20 @@ def build_cache(
                 saved = time.monotonic()
     finally:
         cache.save_index()
-    return BuildReport(tuple(reports[structure_name(path)] for path in paths))
+    return BuildReport(tuple(reports[name] for name in given))
+
+
+def _as_given(report: EntryReport, path: Path) -> EntryReport:
+    """A worker's report, with the files called as they were called here."""
+    reason = report.reason
+    if not path.is_absolute():
+        reason = reason.replace(f"{os.getcwd()}{os.sep}", "")
+    return replace(report, path=str(path), reason=reason)
+
+
+def _absolute(files: Mapping[str, Path] | None) -> dict[str, Path] | None:
+    """The same files for a worker, which may stand in another folder."""
+    return None if files is None else {chain: path.absolute() for chain, path in files.items()}
 
 
 def find_structures(structures: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -166,7 +201,8 @@ def find_alignments(folder: str | Path) -> dict[str, dict[str, Path]]:
     """Alignment files of a folder: structure name -> chain id -> file.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or a chain has two alignments in it, such as
+            ``X_A.a3m`` beside ``X_A.a3m.gz``: which one is meant cannot be known.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder of alignments")
@@ -175,7 +211,9 @@ def find_alignments(folder: str | Path) -> dict[str, dict[str, Path]]:
         stem = path.name.removesuffix(".gz")
         name, _, chain = stem.removesuffix(".a3m").rpartition("_")
         if stem.endswith(".a3m") and name:
-            found.setdefault(name, {})[chain] = path
+            other = found.setdefault(name, {}).setdefault(chain, path)
+            if other != path:
+                raise DataError(f"{other} and {path} are both of chain {chain} of {name}")
     return found
 
 
@@ -253,13 +291,15 @@ def examine_cache(folder: str | Path) -> list[EntryReport]:
     cache = Cache(folder)
     reports = []
     for name, record in sorted(cache.index.items()):
-        report = EntryReport(name, **{k: v for k, v in record.items() if k != "alignments"})
-        files = record["alignments"]
+        path, files = cache.inputs(name)
+        numbers = {key: record[key] for key in ("tokens", "atoms", "rows")}
+        report = EntryReport(
+            name, str(path), record["status"], record["reason"], record["key"], **numbers
+        )
         if report.status == "ok":
             try:
                 cache.verify(report.key)
-                now = cache_key(Path(report.path), files)
-                why = "" if now == report.key else "its inputs or the software have changed"
+                why = "" if cache_key(path, files) == report.key else _CHANGED
             except DataError as error:
                 why = str(error)
             if why:
@@ -268,9 +308,15 @@ def examine_cache(folder: str | Path) -> list[EntryReport]:
     return reports
 
 
-def _record(report: EntryReport, files: Mapping[str, Path] | None) -> dict[str, object]:
-    """A report as the index keeps it."""
-    names = ("status", "path", "reason", "key", "tokens", "atoms", "rows")
+def index_record(
+    report: EntryReport, folder: Path, path: Path, files: Mapping[str, Path] | None
+) -> dict[str, object]:
+    """A report as the index of the cache in ``folder`` keeps it; see ``Cache.inputs``."""
+    names = ("status", "reason", "key", "tokens", "atoms", "rows")
     record: dict[str, object] = {name: getattr(report, name) for name in names}
-    alignments = None if files is None else {chain: str(path) for chain, path in files.items()}
-    return record | {"alignments": alignments}
+    absolute = _absolute(files)
+    return record | {
+        "folder": os.path.abspath(folder),
+        "path": os.path.abspath(path),
+        "alignments": None if absolute is None else {c: str(p) for c, p in absolute.items()},
+    }

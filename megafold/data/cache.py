@@ -1,45 +1,38 @@
 """Features on disk: one memory-mapped file per structure.
 
 A folder holds ``cache.json`` (what it is), ``index.json`` (name -> key, or why there is none) and
-``entries/<key>.safetensors``. A key is the hash of everything an entry depends on, so an entry
-is never wrong, only unused. Every file appears whole or not at all.
+``entries/<key>.safetensors`` (see ``megafold.data.entry``). A key is the hash of everything an
+entry depends on, so an entry is never wrong, only unused. Every file appears whole or not at
+all, and one build at a time writes (``build.lock``).
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megafold.atomic import atomic_create, atomic_write
+from megafold.data.entry import read_entry, write_entry
 from megafold.data.errors import DataError
-from megafold.data.features import ARRAY_FIELDS, COLUMN_FIELDS, FEATURE_VERSION, Features
-from megafold.data.layout import AtomLayout
+from megafold.data.features import FEATURE_VERSION, Features
 
 FORMAT = "megafold feature cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _LEFTOVER_AGE = 3600.0  # seconds; no file takes so long to write
 _KEY = re.compile(r"[0-9a-f]{64}")
-# Text is kept as rows of character codes, since safetensors holds numbers only.
-_TEXT_FIELDS = ("chain_id", "residue_name", "atom_name", "element", "chain_type")
-_LAYOUT = "layout."
-_CHECKSUM = "sha256"  # [32] uint8
-_ARRAY_NAMES = {
-    _CHECKSUM,
-    *ARRAY_FIELDS,
-    *(_LAYOUT + name for name in AtomLayout.__dataclass_fields__),
-}
+_LOCK = "build.lock"
 
 
 def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> str:
@@ -96,10 +89,13 @@ class Cache:
                 f"{self.folder}: not a feature cache (no cache.json that says so). Make one with "
                 "megafold cache build STRUCTURES --out CACHE"
             )
-        if about.get("version") != FORMAT_VERSION:
+        if (found := about.get("version")) != FORMAT_VERSION:
+            older = isinstance(found, int) and found < FORMAT_VERSION
+            advice = "Build" if older else "Use the MegaFold that made it, or build"
             raise DataError(
-                f"{self.folder}: feature cache of format {about.get('version')}, this is MegaFold "
-                f"for format {FORMAT_VERSION}. Build it again into a new folder"
+                f"{self.folder}: feature cache of format {found}, this is MegaFold for format "
+                f"{FORMAT_VERSION}. {advice} it again into a new folder: "
+                "megafold cache build STRUCTURES --out NEW"
             )
 
     @cached_property
@@ -153,14 +149,7 @@ class Cache:
 
     def put(self, key: str, features: Features) -> Path:
         """Write one entry."""
-        from safetensors.numpy import save_file
-
-        path = self.entry_path(key)
-        arrays = _to_arrays(features)
-        # An array and not metadata, of which safetensors writes more than one in random order.
-        arrays[_CHECKSUM] = _checksum(arrays)
-        metadata = {"feature_version": str(FEATURE_VERSION)}
-        return atomic_create(path, lambda file: save_file(arrays, file, metadata))
+        return atomic_create(self.entry_path(key), lambda path: write_entry(path, features))
 
     def get(self, key: str) -> Features:
         """The entry ``key``, memory-mapped: what is not looked at is not read.
@@ -168,7 +157,7 @@ class Cache:
         Raises:
             DataError: There is no such entry, or its file is cut, malformed or of another version.
         """
-        return _from_arrays(self._map(key))
+        return read_entry(self._existing(key))
 
     def verify(self, key: str) -> Features:
         """The same, all of it read and held against the checksum it was written with.
@@ -176,24 +165,13 @@ class Cache:
         Raises:
             DataError: As ``get``, or a byte has changed.
         """
-        arrays = self._map(key)
-        if not np.array_equal(arrays.pop(_CHECKSUM), _checksum(arrays)):
-            raise _damaged(self.entry_path(key), "its content has changed since it was written")
-        return _from_arrays(arrays)
+        return read_entry(self._existing(key), verify=True)
 
-    def _map(self, key: str) -> dict[str, np.ndarray]:
+    def _existing(self, key: str) -> Path:
         path = self.entry_path(key)
         if not path.is_file():
             raise DataError(f"{self.folder}: no entry {key[:12]}...; build the cache again")
-        arrays, feature_version = _map_file(path)
-        if feature_version != str(FEATURE_VERSION):
-            raise DataError(
-                f"{path}: features of version {feature_version}, this is MegaFold for version "
-                f"{FEATURE_VERSION}. Build the cache again; it makes only what has changed"
-            )
-        if missing := _ARRAY_NAMES - arrays.keys():
-            raise _damaged(path, f"no {min(missing)}")
-        return arrays
+        return path
 
     def load(self, name: str) -> Features:
         """The features of the structure called ``name``.
@@ -207,6 +185,54 @@ class Cache:
         if record["status"] != "ok":
             raise DataError(f"{self.folder}: {name} was not cached: {record['reason']}")
         return self.get(record["key"])
+
+    def inputs(self, name: str) -> tuple[Path, dict[str, Path] | None]:
+        """The files that an entry was made of: its structure, and its alignments by chain.
+
+        The index has them as they were called when the cache was built, and where the cache
+        stood then. So they are found where the cache has stayed, where it was moved alone, and
+        where it was moved or copied together with them; of two candidates the one that lies
+        to the cache as it did before is taken.
+        """
+        record = self.index[name]
+
+        def found(path: str) -> Path:
+            beside = os.path.relpath(path, record["folder"])
+            moved = Path(os.path.normpath(self.folder / beside))
+            return moved if os.path.lexists(moved) else Path(path)
+
+        alignments = record["alignments"]
+        if alignments is not None:
+            alignments = {chain: found(path) for chain, path in alignments.items()}
+        return found(record["path"]), alignments
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other builds away from this cache for a while; the system ends it with the process.
+
+        Raises:
+            DataError: Another build is at work here.
+        """
+        path = self.folder / _LOCK
+        with open(path, "a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read(200).decode(errors="replace") or "starting"
+                raise DataError(
+                    f"{self.folder}: another build is at work here ({holder}); "
+                    "wait until it has ended, or build into another folder and merge"
+                ) from error
+            except OSError as error:
+                raise DataError(
+                    f"{path}: this file system has no locks ({error.strerror}); "
+                    "build on another and copy the cache"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
+            file.flush()
+            yield
 
     def save_index(self) -> None:
         """Write ``index`` to disk."""
@@ -236,92 +262,3 @@ def _leftovers(folder: Path) -> list[Path]:
 
 def _to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _to_arrays(features: Features) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name in ARRAY_FIELDS:
-        value = getattr(features, name)
-        # Tokens first, so that a crop's columns are runs of bytes.
-        arrays[name] = value.swapaxes(0, 1) if name in COLUMN_FIELDS else value
-    for name in AtomLayout.__dataclass_fields__:
-        value = getattr(features.layout, name)
-        if name in _TEXT_FIELDS:
-            value = _to_codes(value)
-        arrays[_LAYOUT + name] = value
-    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-
-
-def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Features:
-    values: dict[str, Any] = {}
-    for name in ARRAY_FIELDS:
-        value = arrays[name]
-        values[name] = value.swapaxes(0, 1) if name in COLUMN_FIELDS else value
-    layout = {}
-    for name in AtomLayout.__dataclass_fields__:
-        value = np.asarray(arrays[_LAYOUT + name])
-        if name in _TEXT_FIELDS:
-            value = _to_text(value)
-        layout[name] = value
-    return Features(**values, layout=AtomLayout(**layout))
-
-
-def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Hash of what the arrays mean, however they lie in a file. [32] uint8."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return np.frombuffer(digest.digest(), dtype=np.uint8)
-
-
-def _to_codes(text: np.ndarray) -> np.ndarray:
-    """Character codes, zero after the end. [A, width] uint8.
-
-    Raises:
-        DataError: A character is not ASCII, as all names in the PDB are.
-    """
-    codes = np.ascontiguousarray(text).view(np.uint32).reshape(len(text), -1)
-    if codes.max(initial=0) > 127:
-        raise DataError(f"{text[(codes > 127).any(axis=-1)][0]!r} is not ASCII")
-    return codes.astype(np.uint8)
-
-
-def _to_text(codes: np.ndarray) -> np.ndarray:
-    wide = np.ascontiguousarray(codes, dtype=np.uint32)
-    return wide.view(f"U{codes.shape[1]}")[:, 0]
-
-
-_DTYPES = {
-    "BOOL": np.bool_, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32,
-}  # fmt: skip
-
-
-def _map_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of a safetensors file as views of one memory map, and their version.
-
-    The safetensors package maps files too, but copies each tensor whole when asked for it.
-    The format: 8 bytes of header length, a JSON header with dtype, shape and offsets, bytes.
-    """
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(start - 8)) if start <= size else {}
-        feature_version = header.pop("__metadata__")["feature_version"]
-        end = start + max(entry["data_offsets"][1] for entry in header.values())
-        if end != size:
-            raise ValueError(f"{size} bytes, its header says {end}")
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        arrays = {}
-        for name, entry in header.items():
-            first, last = (start + offset for offset in entry["data_offsets"])
-            flat = raw[first:last].view(_DTYPES[entry["dtype"]])
-            arrays[name] = np.asarray(flat).reshape(entry["shape"])
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise _damaged(path, str(error)) from error
-    return arrays, feature_version
-
-
-def _damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path}: damaged cache entry ({why}); build the cache again")

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     build.add_argument("structures", nargs="+", help="mmCIF or BinaryCIF files, or folders of them")
     build.add_argument("--msa", metavar="ALIGNMENTS", help="folder of NAME_CHAIN.a3m[.gz]")
     build.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
-    build.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    build.add_argument("--jobs", type=int, help="processes (default: 1)")
     build.set_defaults(func=_reports_errors(_build))
     doctor = actions.add_parser(
         "doctor",

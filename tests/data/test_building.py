@@ -146,9 +146,90 @@ class TestAlignments:
         report = build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=alignments)
         assert "1CRN_A.a3m: the query has 4 residues" in report.entries[0].reason
 
+    def test_two_of_one_chain_are_refused_before_anything_is_built(
+        self, alignments, tmp_path
+    ) -> None:
+        (alignments / "1CRN_A.a3m.gz").write_bytes(b"")
+        with pytest.raises(DataError, match=r"1CRN_A\.a3m and .*\.a3m\.gz are both of chain A"):
+            build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=alignments)
+        assert not (tmp_path / "cache").exists()
+
     def test_a_missing_folder_is_refused(self, tmp_path) -> None:
         with pytest.raises(DataError, match="gone: no such folder of alignments"):
             build_cache(sample_path("1CRN"), tmp_path / "cache", alignments=tmp_path / "gone")
+
+
+class TestLock:
+    """One build at a time writes to a cache."""
+
+    def test_a_second_build_is_refused_while_one_is_at_work(self, inputs, tmp_path) -> None:
+        said = []
+
+        def another(report) -> None:
+            with pytest.raises(DataError, match=r"another build is at work here \(process \d+ on"):
+                build_cache(inputs, tmp_path / "cache")
+            said.append(report.name)
+
+        assert build_cache(inputs, tmp_path / "cache", progress=another).ok == 2
+        assert len(said) == 4
+
+    def test_the_next_build_may_begin_when_one_has_failed(self, inputs, tmp_path) -> None:
+        def interrupted(report) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build_cache(inputs, tmp_path / "cache", progress=interrupted)
+        assert build_cache(inputs, tmp_path / "cache").ok == 2
+
+
+class TestPlaces:
+    """The index finds the inputs again wherever they and the cache have gone."""
+
+    @pytest.fixture
+    def made(self, tmp_path, monkeypatch) -> Path:
+        """``made/cache`` of ``made/in/1CRN.cif.gz`` and its alignment, by relative paths."""
+        (tmp_path / "made" / "in").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "made")
+        shutil.copy(sample_path("1CRN"), "in")
+        Path("in/1CRN_A.a3m").write_text(">q\nTTCCPSIVARSNFNVCRLPGTPEAICATYTGCIIIPGATCPGDYAN\n")
+        build_cache("in", "cache", alignments="in")
+        return tmp_path / "made"
+
+    def _status(self, folder: Path | str) -> str:
+        (entry,) = examine_cache(folder)
+        return f"{entry.status}: {entry.reason}" if entry.reason else entry.status
+
+    def test_from_another_working_folder(self, made, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert self._status("made/cache") == "ok"
+
+    def test_when_all_is_moved_together(self, made, tmp_path) -> None:
+        made.rename(tmp_path / "moved")
+        assert self._status(tmp_path / "moved" / "cache") == "ok"
+
+    def test_when_the_cache_alone_is_moved(self, made, tmp_path) -> None:
+        (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+        (made / "cache").rename(tmp_path / "elsewhere" / "deep" / "cache")
+        assert self._status(tmp_path / "elsewhere" / "deep" / "cache") == "ok"
+
+    def test_a_copy_looks_at_the_inputs_beside_it(self, made, tmp_path) -> None:
+        shutil.copytree(made, tmp_path / "copy")
+        (tmp_path / "copy" / "in" / "1CRN_A.a3m").write_text(">another\n")
+        assert self._status(tmp_path / "copy" / "cache").startswith("stale: its inputs or")
+        assert self._status(made / "cache") == "ok"
+
+    def test_when_the_inputs_alone_are_moved_a_build_finds_all_made(self, made) -> None:
+        (made / "in").rename(made / "out")
+        assert "no such file" in self._status("cache")
+        report = build_cache("out", "cache", alignments="out")
+        assert (report.ok, report.reused) == (1, 1)
+        assert self._status("cache") == "ok"
+
+    def test_files_are_called_as_they_were_given(self, made) -> None:
+        (made / "in" / "CUT.cif").write_text("")
+        report = build_cache("in", "cache").entries[1]
+        assert report.path == "in/CUT.cif"
+        assert report.reason.startswith("in/CUT.cif: ")
 
 
 class TestExamine:

@@ -155,10 +155,14 @@ class TestErrors:
             Cache.create(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
-    def test_a_cache_of_another_version(self, cache) -> None:
+    @pytest.mark.parametrize(
+        ("version", "advice"),
+        [("1", "Build it again"), ("99", "Use the MegaFold that made it, or build it again")],
+    )
+    def test_a_cache_of_another_version(self, version, advice, cache) -> None:
         about = cache.folder / "cache.json"
-        about.write_text(about.read_text().replace('"version": 1', '"version": 99'))
-        with pytest.raises(DataError, match=r"format 99, this is MegaFold for format 1. Build it"):
+        about.write_text(about.read_text().replace('"version": 2', f'"version": {version}'))
+        with pytest.raises(DataError, match=rf"for format 2\. {advice} into a new .*cache build"):
             Cache(cache.folder)
 
     def test_an_entry_that_is_not_there(self, cache) -> None:
@@ -199,7 +203,7 @@ class TestErrors:
         assert found >= (200 if part == "content" else 190)
 
     def test_an_entry_of_another_version(self, cache, features_of, monkeypatch) -> None:
-        from megafold.data import cache as module
+        from megafold.data import entry as module
 
         monkeypatch.setattr(module, "FEATURE_VERSION", 10**6)
         cache.put(KEY, features_of("1CRN"))

@@ -15,7 +15,7 @@ import pytest
 from megafold import cli
 from megafold.data import BuildReport, Cache, build_cache, sample_alignments, sample_path
 
-INPUTS = 50  # of each kind of damage in turn; besides them the names below
+INPUTS = 200  # of each kind of damage in turn; besides them the names below
 SEED = 21
 
 WHOLE = sample_path("1CRN").read_bytes()
