@@ -27,6 +27,7 @@ CONDA_NAMES = {
     "kaleido": "python-kaleido",
     "playwright": "playwright-python",
     "jupyter-client": "jupyter_client",
+    "lmdb": "python-lmdb",
 }
 # Not on conda-forge; in the environment's pip section.
 FROM_PIP = {"pyhmmer"}

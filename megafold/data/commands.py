@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import wraps
 
 from megafold.data.errors import DataError
+
+_DASK_TIMEOUT = 10  # seconds to reach a scheduler
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -30,6 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     build.add_argument("--msa", metavar="ALIGNMENTS", help="folder of NAME_CHAIN.a3m[.gz]")
     build.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
     build.add_argument("--jobs", type=int, help="processes (default: 1)")
+    build.add_argument("--dask", metavar="ADDRESS", help="build on the Dask cluster of a scheduler")
     build.set_defaults(func=_reports_errors(_build))
     doctor = actions.add_parser(
         "doctor",
@@ -97,7 +101,8 @@ def _build(arguments: argparse.Namespace) -> int:
     from megafold.data.building import build_cache, find_structures
 
     total = len(find_structures(arguments.structures))
-    with tqdm(total=total, unit="entry", disable=not sys.stderr.isatty()) as bar:
+    bar = tqdm(total=total, unit="entry", disable=not sys.stderr.isatty())
+    with _cluster(arguments.dask), bar:
         report = build_cache(
             arguments.structures,
             arguments.out,
@@ -107,6 +112,26 @@ def _build(arguments: argparse.Namespace) -> int:
         )
     print(report)
     return 1 if report.failed else 0
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Send joblib's work to a Dask cluster, where an address is given."""
+    if address is None:
+        yield
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise DataError("--dask needs Dask: pip install megafold[dask]") from error
+    from joblib import parallel_config
+
+    try:
+        client = Client(address, timeout=_DASK_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no Dask scheduler at {address}: {error}") from error
+    with client, parallel_config("dask", client=client):
+        yield
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
