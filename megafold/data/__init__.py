@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from megafold.data.features import Features
     from megafold.data.featurization import featurize
     from megafold.data.layout import AtomLayout
+    from megafold.data.merging import merge_caches
     from megafold.data.read import read_structure
     from megafold.data.search import search_alignment
     from megafold.data.structure import Chain, Structure
@@ -51,6 +52,7 @@ _PUBLIC = {
     "features": ("Features",),
     "featurization": ("featurize",),
     "layout": ("AtomLayout",),
+    "merging": ("merge_caches",),
     "read": ("read_structure",),
     "search": ("search_alignment",),
     "structure": ("Chain", "Structure"),
@@ -83,6 +85,7 @@ __all__ = [
     "featurize",
     "fetch",
     "make_batch",
+    "merge_caches",
     "pad_batch",
     "predicted_structure",
     "query_alignment",

@@ -44,7 +44,8 @@ class EntryReport:
 class BuildReport:
     """What became of all inputs.
 
-    ``inputs == ok + failed + excluded``, and ``reused`` are among the ok.
+    ``inputs == ok + failed + excluded``, and ``reused`` are among the ok. After a merge some may
+    be stale, too.
     """
 
     entries: tuple[EntryReport, ...]  # in the order of the inputs
@@ -66,6 +67,10 @@ class BuildReport:
         return sum(entry.status == "excluded" for entry in self.entries)
 
     @property
+    def stale(self) -> int:
+        return sum(entry.status == "stale" for entry in self.entries)
+
+    @property
     def reused(self) -> int:
         return sum(entry.reused for entry in self.entries)
 
@@ -77,6 +82,8 @@ class BuildReport:
         total += f" + {self.failed} failed"
         if self.excluded:
             total += f" + {self.excluded} excluded"
+        if self.stale:
+            total += f" + {self.stale} stale"
         return "\n".join([*lines, total])
 
 

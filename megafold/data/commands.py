@@ -45,6 +45,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("cache", help="the cache's folder")
     doctor.add_argument("--json", action="store_true", help="one JSON document, for programs")
     doctor.set_defaults(func=_reports_errors(_doctor))
+    inspect = actions.add_parser("inspect", help="say what a cache holds, or one entry of it")
+    inspect.add_argument("cache", help="the cache's folder")
+    inspect.add_argument("name", nargs="?", help="a structure, to list its inputs and arrays")
+    inspect.set_defaults(func=_reports_errors(_inspect))
+    merge = actions.add_parser(
+        "merge",
+        help="bring several caches into one",
+        description="Every input of every source is in CACHE afterwards; sources stay as they "
+        "are. Exit status 0 where all are ok or excluded, 1 where one is not, 2 where two sources "
+        "disagree about a name: then nothing is written.",
+    )
+    merge.add_argument("sources", nargs="+", metavar="SOURCE", help="caches")
+    merge.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
+    merge.set_defaults(func=_reports_errors(_merge))
 
 
 def _reports_errors(
@@ -156,6 +170,39 @@ def _doctor(arguments: argparse.Namespace) -> int:
     numbers = " + ".join(f"{number} {status}" for status, number in counts.items())
     print(f"\n{len(entries)} inputs = {numbers}")
     return exit_status
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from megafold.data.building import one_line
+    from megafold.data.cache import Cache
+    from megafold.data.inspection import stored_arrays, summarize_cache
+
+    cache = Cache(arguments.cache)
+    if arguments.name is None:
+        for label, value in asdict(summarize_cache(cache)).items():
+            shown = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+            print(f"{label.replace('_', ' '):18} {shown}")
+        return 0
+    rows = [("array", "shape", "dtype", "kB")]
+    for array in stored_arrays(cache, arguments.name):
+        shape = " x ".join(map(str, array.shape))
+        rows.append((array.name, shape, array.dtype, f"{array.kilobytes:,.1f}"))
+    structure, alignments = cache.inputs(arguments.name)
+    print(f"key        {cache.index[arguments.name]['key']}")
+    print(f"structure  {one_line(str(structure))}")
+    for chain, path in (alignments or {}).items():
+        print(f"alignment  {one_line(f'{chain}: {path}')}")
+    print()
+    _print_table(rows)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from megafold.data.merging import merge_caches
+
+    report = merge_caches(arguments.sources, arguments.out)
+    print(report)
+    return 0 if report.inputs == report.ok + report.excluded else 1
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
