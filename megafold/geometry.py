@@ -5,7 +5,27 @@ Shape letters: S copies, A atoms.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
+
+P = ParamSpec("P")
+
+
+def without_autocast(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
+    """Coordinates are multiplied in their own precision, whatever the model's autocast says.
+
+    A rotation in bfloat16 would move an atom 100 angstrom from the origin by half an angstrom.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+        with torch.autocast(args[0].device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -20,6 +40,7 @@ def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+@without_autocast
 def centre_random_augmentation(
     x: torch.Tensor, mask: torch.Tensor, generator: torch.Generator, *, spread: float = 1.0
 ) -> torch.Tensor:
@@ -35,17 +56,18 @@ def centre_random_augmentation(
 
 
 @torch.no_grad()
+@without_autocast
 def weighted_rigid_align(
     mobile: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
     """Algorithm 28: ``mobile`` moved rigidly onto ``target``; mirror images are not allowed.
 
-    mobile and target ``[S, A, 3]``, weight ``[A]``, zero where an atom does not count.
-    Carries no gradient. Float32 whatever the input. Raises ``FloatingPointError`` for
+    mobile and target ``[S, A, 3]``, weight ``[A]`` or ``[S, A]``, zero where an atom does not
+    count. Carries no gradient. Float32 whatever the input. Raises ``FloatingPointError`` for
     coordinates that are not finite.
     """
-    mobile, target, weight = mobile.float(), target.float(), weight.float()[:, None]
-    total = weight.sum().clamp(min=1e-8)
+    mobile, target, weight = mobile.float(), target.float(), weight.float()[..., None]
+    total = weight.sum(-2, keepdim=True).clamp(min=1e-8)
     mean_m = (mobile * weight).sum(-2, keepdim=True) / total
     mean_t = (target * weight).sum(-2, keepdim=True) / total
     covariance = ((target - mean_t) * weight).transpose(-1, -2) @ (mobile - mean_m)

@@ -64,3 +64,20 @@ def test_augmentation_centres_on_the_masked_atoms():
     mask = torch.arange(30) < 12
     placed = centre_random_augmentation(x, mask, generator(), spread=0.0)
     torch.testing.assert_close(placed[:, :12].mean(1), torch.zeros(3, 3), atol=1e-4, rtol=0)
+
+
+def test_autocast_rounds_no_coordinates():
+    g = torch.Generator().manual_seed(0)
+    x = 100 * torch.randn(1, 50, 3, generator=g)
+    everywhere = torch.ones(50, dtype=torch.bool)
+
+    def placed():
+        g = torch.Generator().manual_seed(1)
+        moved = centre_random_augmentation(x, everywhere, g)
+        return moved, weighted_rigid_align(moved, x, everywhere.float())
+
+    expected = placed()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = placed()
+    for one, two in zip(got, expected, strict=True):
+        assert torch.equal(one, two)

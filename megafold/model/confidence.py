@@ -108,9 +108,9 @@ def contact_probabilities(model: AlphaFold3, batch: Batch, trunk: Trunk) -> torc
     """Probability that representative atoms are within 8 angstrom, ``[N, N]``; padding NaN."""
     bins = model.config.distogram_bins
     upper = distance_breaks(bins, trunk.z.device)  # of all bins but the last, which is open
-    close = torch.cat([upper <= CONTACT, upper.new_zeros(1, dtype=torch.bool)]).float()
+    close = torch.cat([upper <= CONTACT, upper.new_zeros(1, dtype=torch.bool)])
     rows = [
-        model.distogram_head.rows(z, zt).float().softmax(-1) @ close
+        model.distogram_head.rows(z, zt).float().softmax(-1)[..., close].sum(-1)
         for z, zt in row_chunks(bins, trunk.z, trunk.z.transpose(0, 1))
     ]
     return _without_padding(torch.cat(rows), batch)
@@ -128,14 +128,14 @@ def _one_sample(model, batch: Batch, trunk: Trunk, contacts: torch.Tensor, x: to
     pae, tm, tm_interface = [], [], []
     for z, zt, d0 in row_chunks(config.pae_bins, both, flipped, scale):
         probability = head.pae_rows(z, zt).float().softmax(-1)
-        pae.append(probability @ error)
-        tm.append(probability @ (1.0 / (1.0 + (error / whole).square())).float())
+        pae.append(_expected(probability, error))
+        tm.append(_expected(probability, 1.0 / (1.0 + (error / whole).square())))
         term = 1.0 / (1.0 + (error / d0[..., None]).square())
-        tm_interface.append((probability * term).sum(-1))
+        tm_interface.append(_expected(probability, term))
     error = (torch.arange(config.pde_bins, device=x.device) + 0.5) * ERROR_BIN
     pde = torch.cat(
         [
-            head.pde_rows(z, zt).float().softmax(-1) @ error
+            _expected(head.pde_rows(z, zt).float().softmax(-1), error)
             for z, zt in row_chunks(config.pde_bins, both, flipped)
         ]
     )
@@ -143,7 +143,7 @@ def _one_sample(model, batch: Batch, trunk: Trunk, contacts: torch.Tensor, x: to
 
     bins = config.plddt_bins
     centre = (torch.arange(bins, device=x.device) + 0.5) * (100.0 / bins)
-    plddt = head.plddt(seen.s, batch.atom_to_token).float().softmax(-1) @ centre
+    plddt = _expected(head.plddt(seen.s, batch.atom_to_token).float().softmax(-1), centre)
     resolved = head.resolved(seen.s, batch.atom_to_token).float().softmax(-1)[:, 1]
 
     frames = batch.frame_mask & batch.token_mask
@@ -168,6 +168,11 @@ def _one_sample(model, batch: Batch, trunk: Trunk, contacts: torch.Tensor, x: to
         "fraction_disordered": disordered,
         "ranking_score": ranking_score(ptm, iptm, disordered, clash),
     }
+
+
+def _expected(probability: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Mean of ``value`` under probabilities ``[..., bins]``; a sum, as autocast rounds products."""
+    return (probability * value.float()).sum(-1)
 
 
 def _without_padding(x: torch.Tensor, batch: Batch) -> torch.Tensor:

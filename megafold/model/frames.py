@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import normalize
 
+from megafold.geometry import without_autocast
+
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
 
 
+@without_autocast
 def express_in_frames(
     x: torch.Tensor, frame_atoms: torch.Tensor, points: torch.Tensor
 ) -> torch.Tensor:

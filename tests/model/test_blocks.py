@@ -154,3 +154,24 @@ def test_shared_dropout_is_the_same_along_its_axis_and_keeps_the_mean():
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(dropped.mean() - 1.0) < 0.05
     assert dropout_shared(x, 0.25, 0, training=False) is x
+
+
+def test_the_order_of_alignment_rows_does_not_matter(model, batch):
+    """All rows are taken, so nothing is drawn: the trunk averages over them."""
+    g = seeded()
+    n = batch.num_tokens
+    msa = torch.cat([batch.msa[:1], torch.randint(0, 32, (5, n), generator=g)])
+    deep = dataclasses.replace(
+        batch,
+        msa=msa,
+        msa_mask=torch.rand(6, n, generator=g) < 0.8,
+        has_deletion=torch.zeros(6, n),
+        deletion_value=torch.rand(6, n, generator=g),
+    )
+    order = torch.tensor([0, 4, 2, 5, 1, 3])
+    rows = {name: getattr(deep, name)[order] for name in
+            ("msa", "msa_mask", "has_deletion", "deletion_value")}  # fmt: skip
+    one = model(deep, generator=seeded(), cycles=1).z
+    two = model(dataclasses.replace(deep, **rows), generator=seeded(), cycles=1).z
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(one, model(batch, generator=seeded(), cycles=1).z, atol=1e-3)

@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from megafold import ops
+from megafold.data import example_batch
 from megafold.data.batch import pad_batch
-from megafold.model import CONFIGS, STAGES, AlphaFold3, sample, training_loss
+from megafold.model import (
+    CONFIGS,
+    STAGES,
+    AlphaFold3,
+    predict_confidence,
+    sample,
+    training_loss,
+)
 from megafold.model.stages import stage_from_name
 from tests.model.seeds import seeded
 
@@ -129,6 +137,33 @@ def test_padding_changes_no_real_token_or_atom(model, batch):
         condition = model.diffusion.condition(b, tr)
         denoised.append(model.diffusion(x[:, :size], t, b, tr, condition)[:, :a])
     torch.testing.assert_close(denoised[1], denoised[0], atol=2e-3, rtol=2e-3)
+
+
+def test_bfloat16_autocast_stays_finite(model, batch):
+    losses_and_gradients_are_finite(model, batch)
+
+
+@pytest.mark.gpu
+def test_bfloat16_autocast_stays_finite_at_768_tokens():
+    batch = example_batch("2XHE", crop=768).to("cuda")
+    assert batch.num_tokens == 768
+    losses_and_gradients_are_finite(AlphaFold3.from_name("small").to("cuda"), batch)
+
+
+def losses_and_gradients_are_finite(model, batch):
+    device = batch.positions.device.type
+    stage = STAGES["fine_tuning_3"]
+    with torch.autocast(device, torch.bfloat16):
+        losses = training_loss(model.train(), batch, generator=seeded(), stage=stage)
+    losses.total.backward()
+    assert all(torch.isfinite(value) for value in vars(losses).values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    with torch.autocast(device, torch.bfloat16):
+        x = sample(model, batch, generator=seeded(), steps=2)
+        confidence = predict_confidence(model, batch, x)
+    assert torch.isfinite(x).all()
+    assert all(torch.isfinite(value).all() for value in (confidence.plddt, confidence.pae))
 
 
 def test_an_empty_template_slot_changes_nothing(model, batch):
