@@ -132,7 +132,7 @@ def make_batch(
     """
     if msa_rows < 1:
         raise ValueError(f"msa_rows is {msa_rows}; the query alone is 1")
-    rows = _draw_rows(len(features.msa), msa_rows, generator)
+    rows = draw_rows(len(features.msa), msa_rows, generator)
     deletions = features.deletions[rows].astype(np.float32)
     bonds = np.zeros((features.num_tokens, features.num_tokens), dtype=bool)
     first, second = features.bonds.T
@@ -228,7 +228,8 @@ _PADDED_DIMS = {
 }  # fmt: skip
 
 
-def _draw_rows(depth: int, msa_rows: int, generator: np.random.Generator) -> np.ndarray:
+def draw_rows(depth: int, msa_rows: int, generator: np.random.Generator) -> np.ndarray:
+    """At most ``msa_rows`` rows of an alignment: the query, and others in their order."""
     if depth <= msa_rows:
         return np.arange(depth)
     others = generator.choice(depth - 1, size=msa_rows - 1, replace=False) + 1

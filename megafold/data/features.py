@@ -25,6 +25,8 @@ COLUMN_FIELDS = (
     "msa", "msa_mask", "deletions", "template_restype", "template_pseudo_beta",
     "template_pseudo_beta_mask", "template_backbone", "template_backbone_mask",
 )  # fmt: skip
+# Those of them that are rows of the alignment.
+ROW_FIELDS = ("msa", "msa_mask", "deletions")
 ARRAY_FIELDS = (
     *TOKEN_FIELDS, *ATOM_FIELDS, *ATOM_ROW_FIELDS, *COLUMN_FIELDS, "bonds", "atom_to_token",
     "ligand_bonds", "resolution",
@@ -98,14 +100,16 @@ class Features:
     def num_atoms(self) -> int:
         return len(self.atom_to_token)
 
-    def select(self, token_indices: np.ndarray) -> Features:
+    def select(self, token_indices: np.ndarray, rows: np.ndarray | None = None) -> Features:
         """The features of some tokens only, with all their atoms.
 
         Args:
             token_indices: [n] int, strictly increasing rows of this object's tokens.
+            rows: [m] int, rows of the alignment to keep, in this order; all if None.
 
         Raises:
             ValueError: The indices do not increase strictly, or point outside.
+            IndexError: ``rows`` points outside.
         """
         chosen = np.asarray(token_indices)
         if len(chosen) == 0:
@@ -134,10 +138,11 @@ class Features:
         values |= {name: getattr(self, name)[chosen] for name in TOKEN_FIELDS}
         values |= {name: new_atom[getattr(self, name)[chosen]] for name in ATOM_ROW_FIELDS}
         # Tokens first: in the cache a token's column is one run of bytes.
-        values |= {
-            name: getattr(self, name).swapaxes(0, 1)[chosen].swapaxes(0, 1)
-            for name in COLUMN_FIELDS
-        }
+        for name in COLUMN_FIELDS:
+            columns = getattr(self, name).swapaxes(0, 1)[chosen]
+            if rows is not None and name in ROW_FIELDS:
+                columns = columns[:, rows]
+            values[name] = columns.swapaxes(0, 1)
         values |= {name: getattr(self, name)[atoms] for name in ATOM_FIELDS}
         return Features(**values)
 

@@ -9,8 +9,10 @@ import pytest
 
 from megafold.data import crop
 from megafold.data.cropping import (
+    INTERFACE_DISTANCE,
     METHODS,
     contiguous_crop,
+    crop_tokens,
     interface_crop,
     nearest_chains,
     spatial_crop,
@@ -142,3 +144,39 @@ def test_a_crop_of_some_chains_stays_within_them(method, features_of) -> None:
 def test_a_size_below_one_is_refused(features_of) -> None:
     with pytest.raises(ValueError, match="size is 0"):
         crop(features_of("1CRN"), 0, generator=np.random.default_rng(0))
+
+
+class TestWantedChains:
+    """A crop for one chain, or one interface, that was drawn."""
+
+    def test_a_spatial_crop_is_around_a_token_of_the_chain(self, features_of) -> None:
+        features = features_of("4ZXB")
+        for chain in np.unique(features.asym_id)[:4].tolist():
+            wanted = features.asym_id == chain
+            for seed in range(5):
+                tokens = spatial_crop(features, 30, np.random.default_rng(seed), None, wanted)
+                assert chain in features.asym_id[tokens]
+
+    def test_an_interface_crop_is_around_a_token_near_the_other_chain(self, features_of) -> None:
+        features = features_of("5UGO")
+        centres = features.positions[features.center_atom]
+        for pair in ((1, 2), (1, 3)):
+            wanted = np.isin(features.asym_id, pair)
+            for seed in range(10):
+                (token,) = interface_crop(features, 1, np.random.default_rng(seed), None, wanted)
+                other = wanted & (features.asym_id != features.asym_id[token])
+                distance = np.linalg.norm(centres[other] - centres[token], axis=-1)
+                resolved = features.resolved[features.center_atom[other]]
+                assert distance[resolved].min() < INTERFACE_DISTANCE
+
+    def test_a_chain_that_is_not_there_is_refused(self, features_of) -> None:
+        with pytest.raises(ValueError, match=r"chains \[99\] are not there"):
+            crop_tokens(features_of("1CRN"), 10, generator=np.random.default_rng(0), chains=[99])
+
+
+def test_rows_of_the_alignment_may_be_chosen_with_the_tokens(features_of) -> None:
+    features, tokens, rows = features_of("102M"), np.arange(3, 30), np.array([0, 7, 300])
+    both = features.select(tokens, rows)
+    np.testing.assert_array_equal(both.msa, features.msa[np.ix_(rows, tokens)])
+    np.testing.assert_array_equal(both.deletions, features.deletions[np.ix_(rows, tokens)])
+    assert both.profile.shape == (27, 32)
