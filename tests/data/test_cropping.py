@@ -97,7 +97,7 @@ def test_methods_are_drawn_as_often_as_in_alphafold_3(features_of, monkeypatch) 
     f, drawn = features_of("1A8O"), Counter()
     for name in METHODS:
 
-        def note(features, size, generator, tokens, name=name):
+        def note(features, size, generator, tokens, wanted, name=name):
             drawn[name] += 1
             return np.arange(size)
 
