@@ -29,8 +29,8 @@ CONDA_NAMES = {
     "jupyter-client": "jupyter_client",
     "lmdb": "python-lmdb",
 }
-# Not on conda-forge; in the environment's pip section.
-FROM_PIP = {"pyhmmer"}
+# Installed from PyPI; in the environment's pip section.
+FROM_PIP = {"pyhmmer", "tmtools"}
 # What a package is called when imported, where that is not its name.
 IMPORT_NAMES = {"Bio": "biopython", "PIL": "pillow", "zmq": "pyzmq"}
 
