@@ -41,21 +41,22 @@ def check_floats(
         if tensor.dtype == first.dtype or (name in fp32 and tensor.dtype == torch.float32):
             continue
         mixed_fp64 = name in required and torch.float64 in (tensor.dtype, first.dtype)
-        if mixed_fp64 or not _autocast_enabled(first.device.type):
+        if mixed_fp64 or not autocast_enabled(first.device.type):
             raise TypeError(
                 f"{operator}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}; "
                 "give one dtype, or run under torch.autocast (which leaves fp64 alone)"
             )
 
 
-def _autocast_enabled(device_type: str) -> bool:
+def autocast_enabled(device_type: str) -> bool:
+    """Whether ``torch.autocast`` is in force for this type of device."""
     available = torch.amp.autocast_mode.is_autocast_available(device_type)
     return available and torch.is_autocast_enabled(device_type)
 
 
 def autocast(tensor: torch.Tensor) -> torch.Tensor:
     """An operand as ``torch.autocast`` would give it to a matrix product; fp64 is left alone."""
-    if tensor.dtype == torch.float64 or not _autocast_enabled(tensor.device.type):
+    if tensor.dtype == torch.float64 or not autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from tests.numerics import DEVICE, draw
 
 ATTENTION = cases.case("evo_attention", "B1 S2 N3 H1 D8")
 TRANSITION = cases.case("transition", "M3 C8 H16")
-WITHOUT_KERNEL = cases.case("layer_norm_linear", "M3 C8 O4")
 
 
 def inputs_of(case, dtype=torch.float32, device=DEVICE):
@@ -84,10 +84,12 @@ def test_explicit_triton_never_runs_something_else(op):
             assert ops.explain(op, **inputs, **case.options).implementation == "triton"
 
 
-def test_auto_takes_pytorch_where_there_is_no_kernel_and_says_so():
-    choice = ops.explain("layer_norm_linear", **inputs_of(WITHOUT_KERNEL))
+def test_auto_takes_pytorch_where_there_is_no_kernel_and_says_so(monkeypatch):
+    without = replace(dispatch.REGISTRY["transition"], kernels=None, configs=None)
+    monkeypatch.setitem(dispatch.REGISTRY, "transition", without)
+    choice = ops.explain("transition", **inputs_of(TRANSITION))
     assert choice.implementation == "torch"
-    assert str(choice) == "layer_norm_linear: torch (layer_norm_linear has no Triton kernel yet)"
+    assert str(choice) == "transition: torch (transition has no Triton kernel yet)"
 
 
 @pytest.mark.parametrize(

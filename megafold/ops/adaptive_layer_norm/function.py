@@ -6,7 +6,13 @@ import torch
 
 from megafold.ops import dispatch
 from megafold.ops.adaptive_layer_norm.reference import reference
-from megafold.ops.checks import check_floats, check_shape, described
+from megafold.ops.checks import (
+    autocast,
+    autocast_enabled,
+    check_floats,
+    check_shape,
+    described,
+)
 
 NAME = "adaptive_layer_norm"
 
@@ -44,8 +50,16 @@ def adaptive_layer_norm(
     Algorithm 26 of AlphaFold 3.
     """
     check(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps)
-    dispatch.choose(NAME, a)
-    return reference(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps)
+    if dispatch.choose(NAME, a).implementation == "torch":
+        return reference(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps)
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.ops.adaptive_layer_norm.library import modulate
+
+    # Autocast leaves the norm of a in fp32, and what is added to it becomes that, too.
+    dtype = torch.float32 if autocast_enabled(a.device.type) else a.dtype
+    gate, shift = autocast(weight_gate), autocast(weight_shift)
+    bias = None if bias_gate is None else autocast(bias_gate)
+    return modulate(a, s, norm_weight_s, gate, bias, shift, eps, dtype)
 
 
 def check(
@@ -88,4 +102,23 @@ def _broadcasts(source: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return all(n in (1, m) for n, m in zip(source, trailing, strict=True))
 
 
-dispatch.register(dispatch.Operator(NAME, adaptive_layer_norm, check, kernels=None))
+def _configs(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    norm_weight_s: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    bias_gate: torch.Tensor | None,
+    weight_shift: torch.Tensor,
+    eps: float = 1e-5,
+) -> tuple[str, ...]:
+    """What this call would run in both passes: block sizes, and where they are from."""
+    from megafold.ops.adaptive_layer_norm import launch
+
+    return launch.described(a, s, autocast(weight_gate))
+
+
+dispatch.register(
+    dispatch.Operator(
+        NAME, adaptive_layer_norm, check, "forward and backward are kernels", _configs
+    )
+)

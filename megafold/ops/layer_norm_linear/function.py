@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import check_floats, check_shape, described
+from megafold.ops.checks import autocast, check_floats, check_shape, described
 from megafold.ops.layer_norm_linear.reference import reference
 
 NAME = "layer_norm_linear"
@@ -36,8 +36,13 @@ def layer_norm_linear(
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
     """
     check(x, norm_weight, norm_bias, weight, bias, eps)
-    dispatch.choose(NAME, x)
-    return reference(x, norm_weight, norm_bias, weight, bias, eps)
+    if dispatch.choose(NAME, x).implementation == "torch":
+        return reference(x, norm_weight, norm_bias, weight, bias, eps)
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.ops.layer_norm_linear.library import project
+
+    weight = autocast(weight)
+    return project(x, norm_weight, norm_bias, weight, bias, eps)
 
 
 def check(
@@ -64,4 +69,20 @@ def check(
     check_shape(NAME, "bias", bias, (weight.shape[0],), "[O]", described("weight", weight))
 
 
-dispatch.register(dispatch.Operator(NAME, layer_norm_linear, check, kernels=None))
+def _configs(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[str, ...]:
+    """What this call would run in both passes: block sizes, and where they are from."""
+    from megafold.ops.layer_norm_linear import launch
+
+    return launch.described(x, autocast(weight))
+
+
+dispatch.register(
+    dispatch.Operator(NAME, layer_norm_linear, check, "forward and backward are kernels", _configs)
+)

@@ -1,0 +1,103 @@
+"""The modulation of adaptive LayerNorm in Triton: ``sigmoid(gate) * layer_norm(a) + shift``.
+
+Letters: M rows of a, K rows of the condition, C channels. Gate (before the sigmoid) and shift
+come side by side from one projection, ``[K, 2 C]``. Row m of a has the condition
+``(m // inner) % K``: inner neighbouring rows share one, and so do the rows of each of the outer
+repetitions (samples). The normalised a and the sigmoid exist in registers only.
+
+Names: ``p_`` pointer, ``o_`` offsets, ``m_`` mask, ``b_`` block, ``i_`` index.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megafold.ops.layer_norm.kernels import centred_and_rstd, grad_of_normalised
+
+
+@triton.jit
+def modulate_kernel(
+    p_a,  # [M, C], neighbours along C
+    p_projected,  # [K, 2 C], contiguous: gate, then shift
+    p_out,  # [M, C], contiguous, written
+    p_stats,  # fp32 [2, M], written: mean, one over the standard deviation
+    stride_a,  # of a row
+    eps,
+    rows,
+    conditions,
+    inner,
+    channels,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program computes ROWS whole rows."""
+    o_m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    o_c = tl.arange(0, BLOCK_C)
+    m_m, m_c = o_m < rows, o_c < channels
+    m = m_m[:, None] & m_c[None, :]
+    b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0).to(tl.float32)
+    p_gate = p_projected + (((o_m // inner) % conditions) * 2 * channels)[:, None] + o_c[None, :]
+    b_gate = tl.load(p_gate, mask=m, other=0.0).to(tl.float32)
+    b_shift = tl.load(p_gate + channels, mask=m, other=0.0).to(tl.float32)
+    b_centred, b_mean, b_rstd = centred_and_rstd(b_a, m_c[None, :], channels, eps)
+    b_out = tl.sigmoid(b_gate) * (b_centred * b_rstd[:, None]) + b_shift
+    p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
+    tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m)
+    tl.store(p_stats + o_m, b_mean, mask=m_m)
+    tl.store(p_stats + rows + o_m, b_rstd, mask=m_m)
+
+
+@triton.jit
+def gradient_kernel(
+    p_grad,  # [M, C], neighbours along C
+    p_a,  # [M, C], neighbours along C
+    p_gate,  # [K, C], contiguous: before the sigmoid
+    p_stats,  # fp32 [2, M]
+    p_grad_a,  # [M, C], contiguous, written; or None
+    p_grad_projected,  # [groups, K, 2 C], contiguous, written; or None
+    stride_g,  # of a row
+    stride_a,
+    rows,
+    conditions,
+    inner,
+    channels,
+    sharing,  # rows of a that share a condition
+    per_group,  # of them that one program takes
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program takes ROWS conditions, and walks over ``per_group`` rows of each."""
+    blocks = tl.cdiv(conditions, ROWS)
+    i_group = tl.program_id(0) // blocks
+    o_k = (tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    o_c = tl.arange(0, BLOCK_C)
+    m_k, m_c = o_k < conditions, o_c < channels
+    m = m_k[:, None] & m_c[None, :]
+    b_gate = tl.load(p_gate + o_k[:, None] * channels + o_c[None, :], mask=m, other=0.0)
+    b_gate = tl.sigmoid(b_gate.to(tl.float32))
+    b_of_gate = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_of_shift = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    last = tl.minimum((i_group + 1) * per_group, sharing)
+    for i in range(i_group * per_group, last):
+        o_m = ((i // inner) * conditions + o_k) * inner + i % inner
+        b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0)
+        b_grad = tl.load(p_grad + o_m[:, None] * stride_g + o_c[None, :], mask=m, other=0.0)
+        b_grad = b_grad.to(tl.float32)
+        b_mean = tl.load(p_stats + o_m, mask=m_k, other=0.0)
+        b_rstd = tl.load(p_stats + rows + o_m, mask=m_k, other=0.0)
+        b_normal = tl.where(m, (b_a.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None], 0.0)
+        if p_grad_projected is not None:
+            b_of_gate += b_grad * b_normal
+            b_of_shift += b_grad
+        if p_grad_a is not None:
+            b_grad_a = grad_of_normalised(b_grad * b_gate, b_normal, b_rstd, channels)
+            p_tile = p_grad_a + o_m[:, None] * channels + o_c[None, :]
+            tl.store(p_tile, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
+    if p_grad_projected is not None:
+        b_of_gate *= b_gate * (1.0 - b_gate)
+        o_own = (i_group.to(tl.int64) * conditions + o_k) * 2 * channels
+        p_own = p_grad_projected + o_own[:, None] + o_c[None, :]
+        kind = p_grad_projected.dtype.element_ty
+        tl.store(p_own, b_of_gate.to(kind), mask=m)
+        tl.store(p_own + channels, b_of_shift.to(kind), mask=m)

@@ -1,0 +1,55 @@
+"""The kernels of adaptive LayerNorm as calls have them compiled, for compiling ahead of time."""
+
+from __future__ import annotations
+
+import torch
+
+from megafold.ops.adaptive_layer_norm import launch
+from megafold.ops.layer_norm.recording import recorded
+from megafold.ops.layer_norm_linear.variants import LAUNCHES as PROJECTION
+from megafold.ops.variants import KernelVariant
+
+LAUNCHES = {launch: ("modulate_kernel", "gradient_kernel"), **PROJECTION}
+OWN = (launch.modulate_kernel, launch.gradient_kernel)
+# Sites of AlphaFold 3: tokens, each with a condition of its own, and atoms, whose condition all
+# samples share; bf16 stands for fp16 as well: the two compile alike.
+SHIPPED = (
+    (48, 48, 384, 768, 384, torch.bfloat16),
+    (48, 1, 9216, 128, 128, torch.bfloat16),
+    (48, 48, 384, 768, 384, torch.float32),
+)
+
+
+def variants() -> list[KernelVariant]:
+    """Every kernel with the block sizes of the default table, for compiling ahead of time."""
+    return [v for sizes in SHIPPED for v in variants_of(*sizes)]
+
+
+def variants_of(
+    samples: int, conditions: int, tokens: int, channels: int, channels_s: int, dtype: torch.dtype
+) -> list[KernelVariant]:
+    """What both passes launch for a ``[samples, tokens, channels]``, all gradients asked.
+
+    Args:
+        conditions: samples of s: as many as of a, or 1.
+    """
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def call() -> None:
+        operands = (
+            empty(samples, tokens, channels),
+            empty(conditions, tokens, channels_s),
+            empty(channels_s),
+            empty(channels, channels_s),
+            empty(channels),
+            empty(channels, channels_s),
+        )
+        out, *stats = launch.forward(*operands, 1e-5, dtype)
+        launch.backward(out, *operands, *stats, 1e-5, (True,) * 6)
+
+    shared = "" if conditions == samples else " shared"
+    name = f"{str(dtype).removeprefix('torch.')} S{samples} N{tokens} A{channels}{shared}"
+    # The kernels that project the condition ship with LayerNorm + Linear.
+    return [v for v in recorded(call, LAUNCHES, name) if v.kernel in OWN]

@@ -1,0 +1,41 @@
+"""What the tests of the operators with a LayerNorm share: the kernels, and their rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megafold import ops
+from megafold.bench import accuracy, cases
+from megafold.bench.cases import Inputs
+from tests.numerics import DEVICE, assert_accurate, draw
+
+ON_GPU = pytest.mark.gpu
+# The interpreter cuts bf16 off where a GPU rounds.
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=ON_GPU)]
+HALF = DTYPES[1:]
+
+
+def results_of(case: cases.Case, inputs: Inputs, grad: torch.Tensor) -> accuracy.Results:
+    """Output and gradients by the kernels."""
+
+    def fused(given: Inputs) -> torch.Tensor:
+        with ops.use("triton"):
+            return case.run(given)
+
+    return accuracy.results(fused, inputs, grad)
+
+
+def assert_kernels_accurate(case: cases.Case, inputs: Inputs, grad: torch.Tensor) -> None:
+    """Hold the kernels to the rule on these arguments."""
+    assert_accurate(
+        results_of(case, inputs, grad),
+        accuracy.results(case.run_reference, inputs, grad),
+        accuracy.exact_results(case, inputs, grad),
+    )
+
+
+def assert_shape_accurate(op: str, shape: str, dtype: torch.dtype, seed: int = 0) -> None:
+    """Hold the kernels to the rule at one size."""
+    case = cases.case(op, shape)
+    assert_kernels_accurate(case, *draw(case, dtype, DEVICE, seed))
