@@ -23,6 +23,7 @@ from megafold.model.confidence_losses import (
 )
 from megafold.model.diffusion import SIGMA_DATA, Trunk
 from megafold.model.diffusion_losses import aligned_mse, bond_loss, smooth_lddt_loss
+from megafold.model.memory import check_memory
 from megafold.model.permutation import permute_truth
 from megafold.model.sampler import rollout
 from megafold.model.stages import STAGES, Stage
@@ -83,6 +84,7 @@ def training_loss(
         TypeError: ``generator`` is no generator on the CPU.
         ValueError: No atom is resolved, or the model cannot model the batch.
         FloatingPointError: Coordinates are not finite.
+        BatchTooLargeError: The device has not enough memory left.
     """
     check_generator(generator)
     check_batch(model.config, batch)
@@ -91,6 +93,7 @@ def training_loss(
     device = batch.positions.device
     devices = [device] if device.type == "cuda" else []
     samples = min(model.config.diffusion_samples, stage.diffusion_samples)
+    check_memory(model, batch, samples=samples, training=torch.is_grad_enabled())
     with torch.random.fork_rng(devices=devices):
         # Dropout draws from torch's own generator, which checkpointing replays.
         torch.manual_seed(_draw_seed(generator))

@@ -13,6 +13,7 @@ from megafold.geometry import centre_random_augmentation
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.checks import check_batch, check_generator
 from megafold.model.diffusion import SIGMA_DATA, DiffusionConditioning, Trunk
+from megafold.model.memory import check_memory
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -70,9 +71,11 @@ def sample(
     Raises:
         TypeError: ``generator`` is no generator.
         ValueError: ``steps`` or ``samples`` is below 1, or the model cannot model the batch.
+        BatchTooLargeError: The device has not enough memory left.
     """
     check_generator(generator)
     check_batch(model.config, batch)
+    check_memory(model, batch, samples=samples, training=False)
     if steps < 1 or samples < 1:
         raise ValueError(f"steps and samples must be at least 1, got {steps} and {samples}")
     training = model.training

@@ -43,12 +43,17 @@ def crambin() -> Batch:
 
 
 @pytest.fixture(scope="session")
-def dimer() -> Batch:
-    """Thirty residues of each of the two identical chains of 1A8O."""
-    whole = data.example_features("1A8O")
-    number = whole.residue_index
-    chosen = whole.select(np.flatnonzero((number > 20) & (number <= 50)))
-    return data.make_batch(chosen, generator=np.random.default_rng(0), whole=whole)
+def capsid() -> data.Features:
+    """1A8O: two identical chains of 70 residues."""
+    return data.example_features("1A8O")
+
+
+@pytest.fixture(scope="session")
+def dimer(capsid) -> Batch:
+    """Thirty residues of each chain of 1A8O."""
+    number = capsid.residue_index
+    chosen = capsid.select(np.flatnonzero((number > 20) & (number <= 50)))
+    return data.make_batch(chosen, generator=np.random.default_rng(0), whole=capsid)
 
 
 @pytest.fixture

@@ -18,21 +18,18 @@ from tests.model.seeds import seeded
 
 
 @pytest.fixture(scope="module")
-def batches() -> tuple[Batch, Batch]:
-    """A quarter of 1EMA and all of it."""
-    features = data.example_features("1EMA")
-    quarter = features.select(np.arange(features.num_tokens // 4))
+def batches(capsid) -> tuple[Batch, Batch]:
+    """A quarter of 1A8O and all of it."""
+    quarter = capsid.select(np.arange(capsid.num_tokens // 4))
     generator = np.random.default_rng(0)
-    return tuple(
-        data.make_batch(some, generator=generator, msa_rows=1) for some in (quarter, features)
-    )
+    return tuple(data.make_batch(some, generator=generator) for some in (quarter, capsid))
 
 
 def largest_tensor(batch: Batch) -> LargestTensor:
     """Of encoder and decoder of the diffusion module, with gradients."""
     # So narrow that a pair of atoms would stand out, were there a tensor over them.
     config = dataclasses.replace(
-        CONFIGS["tiny"], c_z=4, c_atompair=4, atom_heads=2, c_atom=16, c_token=16
+        CONFIGS["tiny"], c_z=4, c_atompair=2, atom_heads=2, c_atom=16, c_token=16
     )
     encoder = AtomAttentionEncoder(config, config.c_token, conditioned=True)
     decoder = AtomAttentionDecoder(config)

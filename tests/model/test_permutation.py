@@ -74,10 +74,9 @@ def test_no_permutation_makes_the_fit_worse(pair, seed):
     assert misfit(permute_chains(pair, x)) <= misfit(pair) + 1e-4
 
 
-def test_a_chain_may_take_the_truth_of_a_copy_that_the_crop_left_out():
-    whole = data.example_features("1A8O")
-    first = whole.select(np.flatnonzero((whole.sym_id == 1) & (whole.residue_index > 30)))
-    batch = data.make_batch(first, generator=np.random.default_rng(0), whole=whole)
+def test_a_chain_may_take_the_truth_of_a_copy_that_the_crop_left_out(capsid):
+    first = capsid.select(np.flatnonzero((capsid.sym_id == 1) & (capsid.residue_index > 30)))
+    batch = data.make_batch(first, generator=np.random.default_rng(0), whole=capsid)
     got = permute_chains(batch, moved(batch.copy_positions[1]))
     assert torch.equal(got.positions, batch.copy_positions[1])
 
