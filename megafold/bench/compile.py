@@ -49,7 +49,7 @@ _KNOWN_AS = {
 # The modules that ship kernels; each has variants() -> list[KernelVariant].
 KERNEL_MODULES = (
     "megafold.ops.evo_attention.variants",
-    "megafold.ops.transition.kernels",
+    "megafold.ops.transition.variants",
     "megafold.ops.layer_norm_linear.variants",
     "megafold.ops.adaptive_layer_norm.variants",
 )

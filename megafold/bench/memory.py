@@ -22,7 +22,7 @@ KINDS = {
     "layer norm": ("native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm"),
     "activation": (
         "silu", "silu_", "silu_backward", "sigmoid", "sigmoid_backward", "relu", "relu_",
-        "threshold_backward", "gelu", "gelu_backward", "swiglu", "swiglu_backward",
+        "threshold_backward", "gelu", "gelu_backward",
         "softplus", "softplus_backward",
     ),
     "softmax": (

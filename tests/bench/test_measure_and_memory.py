@@ -96,11 +96,16 @@ def test_saved_bytes_are_grouped_by_what_computed_them():
 
 
 def test_saved_tensor_of_a_custom_operator_bears_its_name():
-    from megafold.ops.transition.kernels import swiglu
+    from megafold.ops.transition import library  # noqa: F401, registers the operator
 
-    gate = torch.ones(4, requires_grad=True)
-    saved = memory.saved_tensors(lambda: swiglu(gate, gate).sigmoid() * swiglu(gate, gate), [gate])
-    assert "megafold::swiglu" in {s.made_by for s in saved}
+    x, weight = torch.ones(2, 4, requires_grad=True), torch.ones(4, 4)
+
+    def call():
+        out, _ = torch.ops.megafold.transition(x, None, None, weight, weight, weight, 1e-5)
+        return out.sigmoid() * out
+
+    saved = memory.saved_tensors(call, [x, weight])
+    assert "megafold::transition" in {s.made_by for s in saved}
 
 
 def test_attention_saves_its_weights():

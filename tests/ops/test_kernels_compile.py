@@ -138,7 +138,7 @@ def test_what_is_compiled_ahead_of_time_is_what_runs(dtype):
 SPILLING = """
 from dataclasses import replace
 from megafold.bench.compile import compile_kernel, shipped
-variant = next(v for v in shipped() if v.name == "swiglu_backward float32")
+variant = next(v for v in shipped() if v.name == "transition.swiglu_backward float32")
 greedy = replace(variant, constants={"BLOCK": 8192}, num_warps=1)
 print(compile_kernel(greedy, "sm_90").spill_bytes)
 """

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from megafold.ops import dispatch
-from megafold.ops.checks import check_floats, check_shape, described
+from megafold.ops.checks import autocast, check_floats, check_shape, described
 from megafold.ops.transition.reference import reference
 
 NAME = "transition"
@@ -42,25 +41,14 @@ def transition(
     check(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
     if dispatch.choose(NAME, x).implementation == "torch":
         return reference(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
-    return _triton(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
-
-
-def _triton(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    weight_gate: torch.Tensor,
-    weight_value: torch.Tensor,
-    weight_out: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    """The norm and the matrix products by PyTorch, SwiGLU by Triton."""
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
-    from megafold.ops.transition.kernels import swiglu
+    from megafold.ops.transition.library import apply
 
-    normalised = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    hidden = swiglu(F.linear(normalised, weight_gate), F.linear(normalised, weight_value))
-    return F.linear(hidden, weight_out)
+    norms = (
+        t if t is None or t.dtype != torch.float64 else t.float() for t in (norm_weight, norm_bias)
+    )
+    weights = (autocast(t) for t in (weight_gate, weight_value, weight_out))
+    return apply(x, *norms, *weights, eps)
 
 
 def check(
@@ -95,4 +83,21 @@ def check(
     check_shape(NAME, "weight_out", weight_out, (channels, hidden), "[C, H]", of)
 
 
-dispatch.register(dispatch.Operator(NAME, transition, check, "its SwiGLU is a Triton kernel"))
+def _configs(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    weight_value: torch.Tensor,
+    weight_out: torch.Tensor,
+    eps: float = 1e-5,
+) -> tuple[str, ...]:
+    """The plan this call would take, and the block sizes of its kernels."""
+    from megafold.ops.transition import launch
+
+    return launch.explained(x, autocast(weight_gate))
+
+
+dispatch.register(
+    dispatch.Operator(NAME, transition, check, "forward and backward are kernels", _configs)
+)

@@ -1,0 +1,183 @@
+"""What is left of a wide transition between the products of the vendor's library, in Triton.
+
+LayerNorm by rows, SwiGLU and the conditioned transition's gate by elements, each forward and
+backward in one kernel that reads what it needs once and computes in fp32. A result may be
+written where an operand of the same shape was read.
+
+Letters: M rows, C channels. Names: ``p_`` pointer, ``o_`` offsets, ``b_`` block, ``i_`` index.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megafold.ops.transition.tiles import (
+    load_channel,
+    load_normalised,
+    load_rows,
+    norm_gradient,
+    norm_sums,
+    scaled,
+    statistics,
+    store_rows,
+    swiglu,
+    swiglu_gradients,
+)
+
+
+@triton.jit
+def norm_forward_kernel(
+    p_x,  # [M, C], rows any distance apart
+    p_weight,  # [C] or None
+    p_bias,  # [C] or None
+    p_normalised,  # [M, C], contiguous, written
+    p_mean,  # fp32 [M], written; or None
+    p_inverse,  # fp32 [M], written: one over the standard deviation; or None
+    stride_x,
+    rows,
+    channels,
+    eps,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STORE_STATS: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program normalises BLOCK_M rows."""
+    i_m = tl.program_id(0).to(tl.int64) * BLOCK_M
+    o_m = tl.arange(0, BLOCK_M)
+    o_c = tl.arange(0, BLOCK_C)
+    b_x = load_rows(p_x, i_m, o_m, o_c, stride_x, rows, channels, EVEN_M, EVEN_C).to(tl.float32)
+    b_mean, b_inverse = statistics(b_x, o_c, channels, eps, EVEN_C)
+    if STORE_STATS:
+        tl.store(p_mean + i_m + o_m, b_mean, mask=i_m + o_m < rows)
+        tl.store(p_inverse + i_m + o_m, b_inverse, mask=i_m + o_m < rows)
+    b_hat = (b_x - b_mean[:, None]) * b_inverse[:, None]
+    b_n = scaled(b_hat, p_weight, p_bias, o_c, channels, HAS_WEIGHT, HAS_BIAS, EVEN_C)
+    store_rows(p_normalised, b_n, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+
+
+@triton.jit
+def norm_backward_kernel(
+    p_grad,  # [M, C], contiguous: gradient of the normalised rows
+    p_x,  # [M, C], rows any distance apart
+    p_weight,  # [C] or None
+    p_mean,  # fp32 [M]
+    p_inverse,  # fp32 [M]
+    p_grad_x,  # [M, C], contiguous, written; or None
+    p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
+    stride_x,
+    rows,
+    channels,
+    HAS_WEIGHT: tl.constexpr,
+    STORE_X: tl.constexpr,
+    STORE_SUMS: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    REPEATS: tl.constexpr,  # blocks of rows that one program takes
+):
+    """One program takes REPEATS BLOCK_M rows, and adds up their share of the parameters'."""
+    o_m = tl.arange(0, BLOCK_M)
+    o_c = tl.arange(0, BLOCK_C)
+    b_of_weight = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    b_of_bias = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for repeat in range(REPEATS):
+        i_m = (tl.program_id(0).to(tl.int64) * REPEATS + repeat) * BLOCK_M
+        b_dn = load_rows(p_grad, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+        b_dn = b_dn.to(tl.float32)
+        b_hat, _b_n, b_inverse = load_normalised(
+            p_x, None, None, p_mean, p_inverse, i_m, o_m, o_c, stride_x, rows, channels,
+            False, False, EVEN_M, EVEN_C,
+        )  # fmt: skip
+        if STORE_SUMS:
+            b_of_weight += b_dn * b_hat
+            b_of_bias += b_dn
+        if STORE_X:
+            if HAS_WEIGHT:
+                b_dn = b_dn * load_channel(p_weight, o_c, channels, EVEN_C)[None, :]
+            b_dx = norm_gradient(b_dn, b_hat, b_inverse, channels)
+            store_rows(p_grad_x, b_dx, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+    if STORE_SUMS:
+        norm_sums(p_sums, tl.program_id(0), b_of_weight, b_of_bias, o_c, channels)
+
+
+@triton.jit
+def swiglu_forward_kernel(
+    p_gate,  # [size]
+    p_value,  # [size]
+    p_out,  # [size], written
+    size,
+    BLOCK: tl.constexpr,
+):
+    """One program computes ``out = silu(gate) * value`` for BLOCK consecutive elements."""
+    # In 64 bits before it is multiplied: hidden activations outgrow 2**31 elements.
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    m = o < size
+    b_gate = tl.load(p_gate + o, mask=m, other=0.0).to(tl.float32)
+    b_value = tl.load(p_value + o, mask=m, other=0.0).to(tl.float32)
+    tl.store(p_out + o, swiglu(b_gate, b_value).to(p_out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def swiglu_backward_kernel(
+    p_grad,  # [size]: gradient of the hidden activation, written: the activation itself
+    p_gate,  # [size], written: the gradient of gate
+    p_value,  # [size], written: the gradient of value
+    size,
+    BLOCK: tl.constexpr,
+):
+    """One program replaces BLOCK consecutive elements of all three."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    m = o < size
+    b_grad = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
+    b_gate = tl.load(p_gate + o, mask=m, other=0.0).to(tl.float32)
+    b_value = tl.load(p_value + o, mask=m, other=0.0).to(tl.float32)
+    b_h, b_dg, b_dv = swiglu_gradients(b_grad, b_gate, b_value)
+    tl.store(p_grad + o, b_h.to(p_grad.dtype.element_ty), mask=m)
+    tl.store(p_gate + o, b_dg.to(p_gate.dtype.element_ty), mask=m)
+    tl.store(p_value + o, b_dv.to(p_value.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def gate_forward_kernel(
+    p_x,  # [size]
+    p_gate,  # [period]: the gate of element i is that of i % period
+    p_out,  # [size], written
+    size,
+    period,
+    BLOCK: tl.constexpr,
+):
+    """One program computes ``out = sigmoid(gate) * x`` for BLOCK consecutive elements."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    m = o < size
+    b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
+    b_gate = tl.load(p_gate + o % period, mask=m, other=0.0).to(tl.float32)
+    tl.store(p_out + o, (tl.sigmoid(b_gate) * b_x).to(p_out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def gate_backward_kernel(
+    p_grad,  # [size]: gradient of the output
+    p_x,  # [size]
+    p_gate,  # [period]
+    p_grad_x,  # [size], written
+    p_grad_gate,  # [size], written: not yet added up over the elements that share a gate
+    size,
+    period,
+    BLOCK: tl.constexpr,
+):
+    """One program computes both gradients for BLOCK consecutive elements."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    m = o < size
+    b_grad = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
+    b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
+    b_sigmoid = tl.sigmoid(tl.load(p_gate + o % period, mask=m, other=0.0).to(tl.float32))
+    b_dx = b_grad * b_sigmoid
+    tl.store(p_grad_x + o, b_dx.to(p_grad_x.dtype.element_ty), mask=m)
+    b_dgate = b_dx * b_x * (1.0 - b_sigmoid)
+    tl.store(p_grad_gate + o, b_dgate.to(p_grad_gate.dtype.element_ty), mask=m)

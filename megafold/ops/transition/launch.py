@@ -1,0 +1,284 @@
+"""The transition on the host: which plan a call takes, block sizes, launches of the kernels.
+
+Two plans. *Fused*, for 16-bit operands and rows that one program holds: one kernel forward, and
+backward one kernel and three products of the vendor's library for each chunk of rows. *By
+products*, for all else: the library's products, with kernels between them, for each chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.transition import elementwise
+from megafold.ops.transition.backward import grad_rows_kernel
+from megafold.ops.transition.forward import forward_kernel
+from megafold.ops.tuning import Config, Found, lookup
+
+FORWARD = "transition.forward"
+GRAD_ROWS = "transition.grad_rows"
+KERNELS = (FORWARD, GRAD_ROWS)  # those with block sizes in tables
+
+WIDEST_FUSED = 128  # channels of which a program holds rows, beside their weights
+SMALLEST_BLOCK = 16  # the least that tensor cores multiply
+SCRATCH_BYTES = 2**27  # of hidden activations at a time; more where x itself is larger
+CHUNK_STEP = 128  # chunks of rows begin at multiples of this: whole blocks, aligned
+
+# Kernels without products: bandwidth is all they need, whatever the device.
+NORM_ELEMENTS = 4096  # of a tile
+NORM_ROWS = 16  # that one program adds up
+ELEMENTS = 1024  # that one program takes
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+
+class Problem(NamedTuple):
+    """The sizes of one call."""
+
+    rows: int
+    channels: int
+    hidden: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, weight_gate: torch.Tensor) -> Problem:
+        hidden, channels = weight_gate.shape
+        return cls(x.numel() // channels, channels, hidden)
+
+
+def fused(channels: int, dtype: torch.dtype) -> bool:
+    """Whether the fused kernels take a call."""
+    return channels <= WIDEST_FUSED and dtype.itemsize == 2
+
+
+def why_not_fused(channels: int, dtype: torch.dtype) -> str:
+    """What the fused kernels cannot take, in words."""
+    if dtype.itemsize != 2:
+        return f"the fused kernels take 16-bit operands, not {str(dtype).removeprefix('torch.')}"
+    return f"C {channels} is wider than the {WIDEST_FUSED} that the fused kernels hold"
+
+
+def padded_width(width: int) -> int:
+    """The width a kernel computes with: the next power of two, 16 at least."""
+    return max(SMALLEST_BLOCK, triton.next_power_of_2(width))
+
+
+def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Found:
+    """The block sizes a kernel runs with for a problem, and where they are from."""
+    sizes = (
+        ("C", padded_width(problem.channels)),
+        ("M", problem.rows),
+        ("H", problem.hidden),
+    )
+    return lookup(kernel, device, dtype, sizes)
+
+
+def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
+    """The plan of a call and the block sizes of its kernels, in words."""
+    problem = Problem.of(x, weight_gate)
+    if not fused(problem.channels, weight_gate.dtype):
+        why = why_not_fused(problem.channels, weight_gate.dtype)
+        return (f"products by torch.mm in chunks of rows, kernels between them ({why})",)
+    lines = []
+    for kernel in KERNELS:
+        found = config_of(kernel, problem, x.device, weight_gate.dtype)
+        lines.append(f"{kernel}: {found.config} ({found.source})")
+    return (*lines, "gradients of the weights: torch.mm in chunks of rows")
+
+
+def chunks(rows: int, bytes_per_row: int, x_bytes: int) -> Iterator[slice]:
+    """Rows in chunks of about one size, whose scratch memory is within bounds.
+
+    Args:
+        bytes_per_row: of scratch memory.
+        x_bytes: the size of x, which the scratch memory may have where that is more.
+    """
+    most = max(CHUNK_STEP, max(SCRATCH_BYTES, x_bytes) // max(bytes_per_row, 1))
+    step = CHUNK_STEP * triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), CHUNK_STEP)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, mean, inverse, eps) -> Any:
+    """Fill ``y`` ``[M, C]``, and ``mean`` and ``inverse`` where there is a norm (``eps``)."""
+    problem = Problem.of(x, gate)
+    launcher = _forward(
+        forward_kernel, config_of(FORWARD, problem, x.device, gate.dtype).config, problem, eps,
+        x.device,
+        layout(x), layout(norm_weight), layout(norm_bias),
+        layout(gate), layout(value), layout(out),
+    )  # fmt: skip
+    with on(x.device):
+        return launcher(x, norm_weight, norm_bias, gate, value, out, y, mean, inverse)
+
+
+def launch_grad_rows(
+    x, norm_weight, norm_bias, gate, value, out, mean, inverse, grad,
+    grad_x, want_sums, normalised, hidden,
+) -> tuple[Any, torch.Tensor | None]:  # fmt: skip
+    """Fill ``grad_x``, ``normalised`` and ``hidden`` where they are not None.
+
+    Returns what Triton compiled, and sums ``[programs, 2, C]`` for the norm's weight and bias
+    where they are wanted.
+    """
+    problem = Problem.of(x, gate)
+    config = config_of(GRAD_ROWS, problem, x.device, gate.dtype).config
+    sums = None
+    if want_sums:
+        programs = triton.cdiv(problem.rows, _fitted(config, problem)["BLOCK_M"])
+        sums = x.new_empty((programs, 2, problem.channels), dtype=torch.float32)
+    launcher = _grad_rows(
+        grad_rows_kernel, config, problem, x.device,
+        mean is not None, want_sums, hidden is not None,
+        layout(x), layout(norm_weight), layout(norm_bias),
+        layout(gate), layout(value), layout(out), layout(grad), layout(grad_x),
+    )  # fmt: skip
+    with on(x.device):
+        compiled = launcher(
+            x, norm_weight, norm_bias, gate, value, out, mean, inverse, grad,
+            grad_x, sums, normalised, hidden,
+        )  # fmt: skip
+    return compiled, sums
+
+
+def launch_norm_forward(x, weight, bias, normalised, mean, inverse, eps) -> Any:
+    """Fill ``normalised`` ``[M, C]``, and the statistics of x where they are not None."""
+    launcher = _norm_forward(
+        elementwise.norm_forward_kernel, *x.shape, eps, x.device, mean is not None,
+        layout(x), layout(weight), layout(bias), normalised.dtype,
+    )  # fmt: skip
+    with on(x.device):
+        return launcher(x, weight, bias, normalised, mean, inverse)
+
+
+def launch_norm_backward(
+    grad, x, weight, mean, inverse, grad_x, want_sums
+) -> tuple[Any, torch.Tensor | None]:
+    """Fill ``grad_x`` where it is not None; returns as :func:`launch_grad_rows` does."""
+    rows, channels = x.shape
+    sums = None
+    if want_sums:
+        programs = triton.cdiv(rows, _norm_blocks(channels)["BLOCK_M"] * _repeats(channels))
+        sums = x.new_empty((programs, 2, channels), dtype=torch.float32)
+    launcher = _norm_backward(
+        elementwise.norm_backward_kernel, rows, channels, want_sums, x.device, grad.dtype,
+        layout(x), layout(weight), layout(grad_x),
+    )  # fmt: skip
+    with on(x.device):
+        return launcher(grad, x, weight, mean, inverse, grad_x, sums), sums
+
+
+def launch_elementwise(kernel: Any, *tensors: torch.Tensor, period: int | None = None) -> Any:
+    """Run one of the kernels by elements; the first tensor says how many there are."""
+    numbers = (tensors[0].numel(),) if period is None else (tensors[0].numel(), period)
+    launcher = _elementwise(kernel, numbers, tensors[0].device, *(layout(t) for t in tensors))
+    with on(tensors[0].device):
+        return launcher(*tensors)
+
+
+@lru_cache(maxsize=4096)
+def _forward(
+    kernel: Any, config: Config, problem: Problem, eps: float | None, device: torch.device,
+    x: Layout, norm_weight: Layout | None, norm_bias: Layout | None, *weights: Layout,
+) -> Launcher:  # fmt: skip
+    constants = _constants(config, problem, eps is not None, norm_weight, norm_bias)
+    programs = triton.cdiv(problem.rows, constants["BLOCK_M"])
+    numbers = (x[0][0], *problem, 0.0 if eps is None else eps)
+    return Launcher(kernel, programs, numbers, constants, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _grad_rows(
+    kernel: Any, config: Config, problem: Problem, device: torch.device,
+    norm: bool, sums: bool, hidden: bool,
+    x: Layout, norm_weight: Layout | None, norm_bias: Layout | None,
+    gate: Layout, value: Layout, out: Layout, grad: Layout, grad_x: Layout | None,
+) -> Launcher:  # fmt: skip
+    constants = _constants(config, problem, norm, norm_weight, norm_bias)
+    stored = {"STORE_X": grad_x is not None, "STORE_SUMS": sums, "STORE_HIDDEN": hidden}
+    programs = triton.cdiv(problem.rows, constants["BLOCK_M"])
+    numbers = (x[0][0], grad[0][0], *problem)
+    return Launcher(kernel, programs, numbers, {**constants, **stored}, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _norm_forward(
+    kernel: Any, rows: int, channels: int, eps: float, device: torch.device, stats: bool,
+    x: Layout, weight: Layout | None, bias: Layout | None, dtype: torch.dtype,
+) -> Launcher:  # fmt: skip
+    blocks = _norm_blocks(channels)
+    constants = {
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "STORE_STATS": stats,
+        "EVEN_M": rows % blocks["BLOCK_M"] == 0,
+        "EVEN_C": channels == blocks["BLOCK_C"],
+        **blocks,
+    }
+    programs = triton.cdiv(rows, blocks["BLOCK_M"])
+    numbers = (x[0][0], rows, channels, eps)
+    return Launcher(kernel, programs, numbers, constants, OPTIONS)
+
+
+@lru_cache(maxsize=4096)
+def _norm_backward(
+    kernel: Any, rows: int, channels: int, sums: bool, device: torch.device, dtype: torch.dtype,
+    x: Layout, weight: Layout | None, grad_x: Layout | None,
+) -> Launcher:  # fmt: skip
+    blocks = _norm_blocks(channels)
+    repeats = _repeats(channels)
+    per_program = blocks["BLOCK_M"] * repeats
+    constants = {
+        "HAS_WEIGHT": weight is not None,
+        "STORE_X": grad_x is not None,
+        "STORE_SUMS": sums,
+        "EVEN_M": rows % per_program == 0,
+        "EVEN_C": channels == blocks["BLOCK_C"],
+        "REPEATS": repeats,
+        **blocks,
+    }
+    numbers = (x[0][0], rows, channels)
+    programs = triton.cdiv(rows, per_program)
+    return Launcher(kernel, programs, numbers, constants, OPTIONS)
+
+
+@lru_cache(maxsize=4096)
+def _elementwise(
+    kernel: Any, numbers: tuple[int, ...], device: torch.device, *tensors: Layout
+) -> Launcher:
+    programs = triton.cdiv(numbers[0], ELEMENTS)
+    return Launcher(kernel, programs, numbers, {"BLOCK": ELEMENTS}, OPTIONS)
+
+
+def _norm_blocks(channels: int) -> dict[str, int]:
+    block_c = triton.next_power_of_2(channels)
+    return {"BLOCK_M": min(NORM_ROWS, max(1, NORM_ELEMENTS // block_c)), "BLOCK_C": block_c}
+
+
+def _repeats(channels: int) -> int:
+    return NORM_ROWS // _norm_blocks(channels)["BLOCK_M"]
+
+
+def _fitted(config: Config, problem: Problem) -> dict[str, int]:
+    """The block sizes of a table, no larger than the problem."""
+    sizes = {"BLOCK_M": problem.rows, "BLOCK_H": problem.hidden}
+    return {name: min(size, padded_width(sizes[name])) for name, size in config.blocks.items()}
+
+
+def _constants(
+    config: Config, problem: Problem, norm: bool, weight: Layout | None, bias: Layout | None
+) -> dict[str, Any]:
+    blocks = _fitted(config, problem)
+    block_c = padded_width(problem.channels)
+    return {
+        "NORM": norm,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "EVEN_M": problem.rows % blocks["BLOCK_M"] == 0,
+        "EVEN_H": problem.hidden % blocks["BLOCK_H"] == 0,
+        "EVEN_C": problem.channels == block_c,
+        "BLOCK_C": block_c,
+        **blocks,
+    }

@@ -1,0 +1,92 @@
+"""The kernels of the transition as calls have them compiled, for compiling ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from megafold.ops.layer_norm.recording import recorded
+from megafold.ops.transition import elementwise, launch
+from megafold.ops.tuning import Config, Entry, tables, use_config
+from megafold.ops.tuning.table import DEFAULT
+from megafold.ops.variants import KernelVariant
+
+# The pair representation of 384 tokens; of the default table two widths, the usual one and that
+# of the tiny model. bf16 stands for fp16 as well: the two compile alike.
+ROWS, WIDTHS = 147456, (32, 128)
+# Between products: tokens of the diffusion transformer in bf16, single representations in fp32.
+WIDE = ((36864, 768, torch.bfloat16), (768, 384, torch.float32))
+
+
+def variants() -> list[KernelVariant]:
+    """Every kernel with the block sizes of every table, and those that need no table."""
+    found = [
+        replace(variant(entry), name=f"{entry.kernel} bfloat16 C{entry.sizes['C']}")
+        for entry in _entries(DEFAULT)
+        if entry.sizes["C"] in WIDTHS
+    ]
+    sharing: dict[int, list[str]] = {}  # devices that have one table
+    for device, entries in tables().items():
+        sharing.setdefault(id(entries), []).append(device)
+    for devices in sharing.values():
+        if devices != [DEFAULT]:
+            for entry in _entries(devices[0]):
+                key = " ".join(f"{name}{size}" for name, size in entry.sizes.items())
+                name = f"{entry.kernel} bfloat16 {key} {devices[0]}"
+                found.append(replace(variant(entry), name=name, devices=tuple(devices)))
+    return [*found, *(v for sizes in WIDE for v in _between_products(*sizes))]
+
+
+def variant(entry: Entry) -> KernelVariant:
+    """One kernel with tables, as a call of the sizes of an entry has it compiled."""
+    channels, rows = entry.sizes["C"], entry.sizes.get("M", ROWS)
+    hidden = entry.sizes.get("H", 4 * channels)
+    x, normalised, y = (_empty(rows, channels) for _ in range(3))
+    parameters = (_empty(channels), _empty(channels))
+    weights = (_empty(hidden, channels), _empty(hidden, channels), _empty(channels, hidden))
+    mean, inverse = _empty(2, rows, dtype=torch.float32)
+    activations = _empty(3, rows, hidden)
+
+    def call() -> None:
+        if entry.kernel == launch.FORWARD:
+            launch.launch_forward(x, *parameters, *weights, y, mean, inverse, 1e-5)
+        else:
+            launch.launch_grad_rows(
+                x, *parameters, *weights, mean, inverse, y, x, True, normalised, activations
+            )
+
+    config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
+    with use_config(entry.kernel, config):
+        (found,) = recorded(call, {launch: ("forward_kernel", "grad_rows_kernel")}, "")
+    return found
+
+
+def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[KernelVariant]:
+    x, other, third, fourth, fifth = (_empty(rows, channels, dtype=dtype) for _ in range(5))
+    weight, bias = _empty(channels, dtype=dtype), _empty(channels, dtype=dtype)
+    mean, inverse = _empty(2, rows, dtype=torch.float32)
+
+    def call() -> None:
+        launch.launch_norm_forward(x, weight, bias, other, mean, inverse, 1e-5)
+        launch.launch_norm_backward(other, x, weight, mean, inverse, third, True)
+        launch.launch_elementwise(elementwise.swiglu_forward_kernel, x, other, x)
+        launch.launch_elementwise(elementwise.swiglu_backward_kernel, x, other, third)
+        period = x.numel()
+        launch.launch_elementwise(elementwise.gate_forward_kernel, x, other, third, period=period)
+        launch.launch_elementwise(
+            elementwise.gate_backward_kernel, x, other, third, fourth, fifth, period=period
+        )
+
+    names = tuple(name for name in vars(elementwise) if name.endswith("_kernel"))
+    found = recorded(call, {elementwise: names}, str(dtype).removeprefix("torch."))
+    return found
+
+
+def _entries(device: str) -> Iterator[Entry]:
+    return (entry for entry in tables()[device] if entry.kernel in launch.KERNELS)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
