@@ -14,6 +14,7 @@ import torch
 from megafold.data.batch import Batch
 from megafold.model import AlphaFold3, Losses, training_loss
 from megafold.model.losses import NoiseWeighting
+from megafold.model.stages import stage_from_name
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class TrainConfig:
     clip_norm: float = 10.0
     ema_decay: float = 0.999
     noise_weighting: NoiseWeighting = "karras"
+    stage: str = "initial"  # of megafold.model.STAGES: which losses count
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
@@ -59,6 +61,7 @@ class Trainer:
     def __init__(self, model: AlphaFold3, config: TrainConfig) -> None:
         self.model = model
         self.config = config
+        self._stage = stage_from_name(config.stage)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
         self.averaged = AlphaFold3(model.config).to(next(model.parameters()).device)
@@ -103,6 +106,7 @@ class Trainer:
                 batch,
                 generator=self.generator,
                 noise_weighting=self.config.noise_weighting,
+                stage=self._stage,
             )
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} (at step {step})") from error

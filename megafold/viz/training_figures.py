@@ -14,8 +14,13 @@ from megafold.viz import theme
 LOSSES = {
     "total": "total",
     "mse": "diffusion: mean squared error",
+    "bond": "diffusion: bonds of ligands",
     "smooth_lddt": "diffusion: smooth lDDT",
     "distogram": "distogram",
+    "plddt": "confidence: pLDDT",
+    "pde": "confidence: PDE",
+    "resolved": "confidence: resolved",
+    "pae": "confidence: PAE",
 }
 _COLORS = (theme.INK, *theme.PALETTE)
 
@@ -43,6 +48,8 @@ class EvaluationLike(Protocol):
 def loss_curve(history: Sequence[StepLike], *, window: int = 25, source: str = "") -> go.Figure:
     """Every loss against the training step, smoothed, on a logarithmic axis.
 
+    A loss that is 0 throughout, as that of bonds without any ligand bound, is not drawn.
+
     Args:
         history: one record per step, in order.
         window: steps in the running median; the total's single steps are drawn faintly behind.
@@ -56,6 +63,7 @@ def loss_curve(history: Sequence[StepLike], *, window: int = 25, source: str = "
     names = list(history[0].losses)
     if any(list(record.losses) != names for record in history):
         raise ValueError(f"not every step has the losses {', '.join(names)}")
+    names = [name for name in names if any(record.losses[name] for record in history)]
     steps = np.array([record.step for record in history], dtype=np.int32)
     figure = go.Figure()
     for name, color in zip(names, _COLORS, strict=False):

@@ -55,6 +55,19 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_no_weight(batch):
     assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
 
 
+def test_the_stage_decides_which_losses_count(batch):
+    judged = dataclasses.replace(batch, resolution=2.0)
+    taught = {}
+    for name in ("initial", "fine_tuning_3"):
+        torch.manual_seed(0)
+        run = Trainer(AlphaFold3.from_name("tiny"), TrainConfig(stage=name))
+        run.step(judged)
+        taught[name] = bool(run.model.confidence_head.pae.linear.weight.grad.any())
+    assert taught == {"initial": False, "fine_tuning_3": True}
+    with pytest.raises(ValueError, match="unknown training stage 'last'"):
+        Trainer(AlphaFold3.from_name("tiny"), TrainConfig(stage="last"))
+
+
 def test_the_average_follows_the_weights(batch):
     run = trainer()
     for _ in range(3):

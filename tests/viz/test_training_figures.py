@@ -27,6 +27,12 @@ def test_every_loss_has_a_line() -> None:
     assert "CPU, today" in figure.layout.annotations[0].text
 
 
+def test_a_loss_that_is_always_zero_has_no_line() -> None:
+    records = [StepRecord(i, {"total": 5.0, "bond": 0.0}, 1.0, 1e-3, 0.1) for i in range(3)]
+    figure = training_figures.loss_curve(records)
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["total"]
+
+
 def test_a_history_that_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no step"):
         training_figures.loss_curve([])
