@@ -11,6 +11,7 @@ import numpy as np
 
 from megafold.data.constants import GAP, NUM_RESTYPES, RESTYPE_INDEX, UNKNOWN_PROTEIN
 from megafold.data.errors import DataError
+from megafold.data.species import species_of
 from megafold.data.structure import DNA, PROTEIN, RNA
 
 MAX_ROWS = 16_384  # of one chain's alignment, the query included (supplement, section 2.3)
@@ -39,6 +40,13 @@ class Alignment:
     deletions: np.ndarray  # [M, L] uint8, residues left out before this one, at most 255
     descriptions: tuple[str, ...]  # [M]
     source: str  # the file it was read from, or what made it
+    # [M], what rows of several chains are paired by; empty for the query and where unknown
+    species: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.species:
+            known = (species_of(text) for text in self.descriptions[1:])
+            object.__setattr__(self, "species", ("", *known))
 
     def __len__(self) -> int:
         return len(self.msa)

@@ -15,7 +15,7 @@ from megafold.data.copies import chain_copies
 from megafold.data.features import Features
 from megafold.data.frames import token_frames
 from megafold.data.layout import AtomLayout
-from megafold.data.templates import template_features
+from megafold.data.templates import draw_templates, template_features
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,13 @@ def make_batch(
     generator: np.random.Generator,
     msa_rows: int = 1024,
     whole: Features | None = None,
+    random_templates: bool = False,
 ) -> Batch:
     """The random part of the pipeline, and the change from numpy to torch.
 
     Drawn here, in this order: the rows of the alignment (the query always, the others
-    without replacement, kept in the alignment's order), and a rotation and translation of
-    each reference conformer (uniform; 1 angstrom per axis).
+    without replacement, kept in the alignment's order), a rotation and translation of each
+    reference conformer (uniform; 1 angstrom per axis), and in training the templates.
 
     Args:
         features: Usually a crop.
@@ -129,6 +130,8 @@ def make_batch(
         msa_rows: At most so many rows of the alignment, the query included.
         whole: The features that ``features`` is a crop of, for the copies of its chains that
             the crop left out; None if nothing was left out, or only the crop's copies count.
+        random_templates: Draw templates as in training (``draw_templates``); else each chain's
+            first 4.
     """
     if msa_rows < 1:
         raise ValueError(f"msa_rows is {msa_rows}; the query alone is 1")
@@ -152,8 +155,9 @@ def make_batch(
         "deletion_value": (2 / np.pi * np.arctan(deletions / 3)).astype(np.float32),
         "atom_mask": np.ones(features.num_atoms, dtype=bool),
         "ref_pos": _place_conformers(features, generator),
-        **template_features(features),
     }
+    chosen = draw_templates(features, generator) if random_templates else None
+    arrays |= template_features(features, chosen)
     batch = {}
     for name in TENSOR_FIELDS:
         value = arrays[name] if name in arrays else getattr(features, name)

@@ -34,7 +34,7 @@ ARRAY_FIELDS = (
 
 # Part of every cache key: raise it when a change alters any feature of any structure, or what
 # an entry holds beside the features.
-FEATURE_VERSION = 3
+FEATURE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Features:
     profile: np.ndarray  # [N, 32] float32, of the whole alignment
     deletion_mean: np.ndarray  # [N] float32, of the whole alignment
 
-    # Templates; T may be 0.
+    # Templates of single chains, each chain's best first, at most 20; T may be 0.
     template_restype: np.ndarray  # [T, N] uint8
     template_pseudo_beta: np.ndarray  # [T, N, 3] float32, angstrom
     template_pseudo_beta_mask: np.ndarray  # [T, N] bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from biotite.structure import CellList
@@ -10,27 +10,35 @@ from rdkit import Chem
 
 from megafold.data.alignment import Alignment
 from megafold.data.components import component, reference_conformer
-from megafold.data.constants import GAP, NUM_RESTYPES, RESTYPE_INDEX
 from megafold.data.cropping import INTERFACE_DISTANCE
-from megafold.data.errors import DataError
 from megafold.data.features import Features
-from megafold.data.structure import POLYMERS, Chain, Structure
-from megafold.data.tokens import Tokens, restype_class, tokenize
+from megafold.data.msa_features import alignment_features
+from megafold.data.structure import Structure
+from megafold.data.template_chains import Template, template_arrays
+from megafold.data.tokens import Tokens, tokenize
 
-_GAP = RESTYPE_INDEX[GAP]
 
-
-def featurize(structure: Structure, alignments: Mapping[str, Alignment] | None = None) -> Features:
+def featurize(
+    structure: Structure,
+    alignments: Mapping[str, Alignment] | None = None,
+    *,
+    to_pair: Mapping[str, Alignment] | None = None,
+    templates: Mapping[str, Sequence[Template]] | None = None,
+) -> Features:
     """Work out everything deterministic about a structure.
 
     Args:
         structure: As ``read_structure`` gives it.
-        alignments: Alignment by chain id. Chains of the same entity share an alignment given
-            for one of them; a chain without one has its own sequence as the only row.
+        alignments: Alignment by chain id. The one given for the first chain of an entity serves
+            all its chains; a chain without one has its own sequence as the only row.
+        to_pair: Alignments whose rows are paired across chains by species, where those are not
+            the main ones, such as of a search in UniProt.
+        templates: By chain id, the best first; the first 20 are kept. As with alignments, those
+            of an entity's first chain serve all.
 
     Raises:
-        DataError: An alignment is for a chain that is not there or no polymer, or its query
-            is not the chain's sequence.
+        DataError: An alignment is for a chain that is not there or no polymer, its query is not
+            the chain's sequence, or a template has not the length of its chain.
     """
     tokens = tokenize(structure)
     return Features(
@@ -57,19 +65,13 @@ def featurize(structure: Structure, alignments: Mapping[str, Alignment] | None =
         bonds=_token_bonds(structure, tokens),
         ligand_bonds=_ligand_bonds(structure),
         resolution=np.array([structure.resolution or np.nan], dtype=np.float32),
-        **_alignment_features(structure, tokens, alignments or {}),
-        **_no_templates(len(tokens)),
+        **alignment_features(structure, tokens, alignments or {}, to_pair or {}),
+        **template_arrays(structure, tokens, templates or {}),
         **_conformer_features(structure),
         positions=structure.positions,
         resolved=structure.resolved,
         layout=structure.layout,
     )
-
-
-def chain_sequence(chain: Chain) -> np.ndarray:
-    """Restype class of each residue of a chain. [L] uint8."""
-    classes = [restype_class(name, chain.chain_type) for name in chain.components]
-    return np.array(classes, dtype=np.uint8)
 
 
 def _interface_tokens(structure: Structure, tokens: Tokens) -> np.ndarray:
@@ -140,83 +142,4 @@ def _conformer_features(structure: Structure) -> dict[str, np.ndarray]:
         "ref_charge": np.concatenate(charge).astype(np.float32),
         "ref_atom_name_chars": np.where(codes >= 32, codes - 32, 0).astype(np.uint8),
         "ref_space_uid": np.repeat(np.arange(len(starts), dtype=np.int32), ends - starts),
-    }
-
-
-def _alignment_of_chains(
-    structure: Structure, alignments: Mapping[str, Alignment]
-) -> dict[str, Alignment | None]:
-    """The alignment of each chain, checked; shared within an entity."""
-    by_id = {chain.chain_id: chain for chain in structure.chains}
-    of_entity: dict[int, Alignment] = {}
-    for chain_id, alignment in alignments.items():
-        if chain_id not in by_id:
-            raise DataError(
-                f"{alignment.source}: alignment of chain {chain_id}, but {structure.name} has "
-                f"chains {', '.join(by_id)}"
-            )
-        chain = by_id[chain_id]
-        if chain.chain_type not in POLYMERS:
-            raise DataError(f"{alignment.source}: chain {chain_id} is a {chain.chain_type}")
-        query, expected = alignment.msa[0], chain_sequence(chain)
-        if len(query) != len(expected):
-            raise DataError(
-                f"{alignment.source}: the query has {len(query)} residues, chain {chain_id} of "
-                f"{structure.name} has {len(expected)}"
-            )
-        if (query != expected).any():
-            at = int(np.flatnonzero(query != expected)[0])
-            raise DataError(
-                f"{alignment.source}: the query differs from chain {chain_id} of "
-                f"{structure.name} at residue {at + 1} ({chain.components[at]})"
-            )
-        of_entity.setdefault(chain.entity_id, alignment)
-    return {
-        c.chain_id: alignments.get(c.chain_id, of_entity.get(c.entity_id)) for c in structure.chains
-    }
-
-
-def _alignment_features(
-    structure: Structure, tokens: Tokens, alignments: Mapping[str, Alignment]
-) -> dict[str, np.ndarray]:
-    """Each chain's rows side by side, the query first, without pairing."""
-    chosen = _alignment_of_chains(structure, alignments)
-    depth = max([1, *(len(a) for a in chosen.values() if a is not None)])
-    n = len(tokens)
-    msa = np.full((depth, n), _GAP, dtype=np.uint8)
-    mask = np.zeros((depth, n), dtype=bool)
-    deletions = np.zeros((depth, n), dtype=np.uint8)
-    profile = np.zeros((n, NUM_RESTYPES), dtype=np.float32)
-    deletion_mean = np.zeros(n, dtype=np.float32)
-    msa[0], mask[0] = tokens.restype, True
-    profile[np.arange(n), tokens.restype] = 1.0
-    for asym, chain in enumerate(structure.chains, start=1):
-        alignment = chosen[chain.chain_id]
-        if alignment is None:
-            continue
-        here = np.flatnonzero(tokens.asym_id == asym)
-        numbers = np.array(chain.residue_numbers)
-        columns = np.searchsorted(numbers, tokens.residue_index[here])
-        rows = np.arange(len(alignment))
-        msa[np.ix_(rows, here)] = alignment.msa[:, columns]
-        deletions[np.ix_(rows, here)] = alignment.deletions[:, columns]
-        mask[np.ix_(rows, here)] = True
-        profile[here] = alignment.profile[columns]
-        deletion_mean[here] = alignment.deletion_mean[columns]
-    return {
-        "msa": msa,
-        "msa_mask": mask,
-        "deletions": deletions,
-        "profile": profile,
-        "deletion_mean": deletion_mean,
-    }
-
-
-def _no_templates(n: int) -> dict[str, np.ndarray]:
-    return {
-        "template_restype": np.zeros((0, n), dtype=np.uint8),
-        "template_pseudo_beta": np.zeros((0, n, 3), dtype=np.float32),
-        "template_pseudo_beta_mask": np.zeros((0, n), dtype=bool),
-        "template_backbone": np.zeros((0, n, 3, 3), dtype=np.float32),
-        "template_backbone_mask": np.zeros((0, n), dtype=bool),
     }

@@ -10,39 +10,80 @@ from megafold.data.features import Features
 DISTOGRAM_EDGES = np.linspace(3.25, 50.75, 39, dtype=np.float32)  # 38 bins and one beyond
 MAX_TEMPLATES = 4
 
+_GAP = RESTYPE_INDEX[GAP]
 
-def template_features(features: Features, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+
+def draw_templates(features: Features, generator: np.random.Generator) -> np.ndarray:
+    """Which templates a training example sees (supplement, section 2.4).
+
+    Of the n of each chain k are drawn, in random order, with k the smaller of 4 and a number drawn
+    evenly from 0 to n. Only templates that reach into the crop count.
+
+    Returns:
+        [S, N] int64: the template of each token in each slot, -1 where it has none; S is at most 4.
+    """
+    chosen = np.full((MAX_TEMPLATES, features.num_tokens), -1, dtype=np.int64)
+    for asym in np.unique(features.asym_id):
+        here = features.asym_id == asym
+        found = np.flatnonzero(_reaches(features, here))
+        count = min(int(generator.integers(0, len(found) + 1)), MAX_TEMPLATES)
+        drawn = generator.choice(found, size=count, replace=False) if count else found[:0]
+        chosen[:count, here] = drawn[:, None]
+    return chosen[(chosen >= 0).any(axis=1)]
+
+
+def first_templates(features: Features) -> np.ndarray:
+    """The first 4 of each chain, for inference. [S, N] int64, as ``draw_templates`` gives them."""
+    chosen = np.full((MAX_TEMPLATES, features.num_tokens), -1, dtype=np.int64)
+    for asym in np.unique(features.asym_id):
+        here = features.asym_id == asym
+        found = np.flatnonzero(_reaches(features, here))[:MAX_TEMPLATES]
+        chosen[: len(found), here] = found[:, None]
+    return chosen[(chosen >= 0).any(axis=1)]
+
+
+def _reaches(features: Features, here: np.ndarray) -> np.ndarray:
+    """Templates that have a residue among the tokens ``here``. [T] bool."""
+    return (features.template_restype[:, here] != _GAP).any(axis=1)
+
+
+def template_features(
+    features: Features, chosen: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The template arrays of a ``Batch`` by name.
 
     Args:
         features: Any crop.
-        rows: Which templates to use, at most 4; None takes the first 4.
+        chosen: [S, N] which template each token has in each slot, -1 for none; None takes
+            ``first_templates``.
 
     Returns:
         Arrays with the shapes of ``Batch``; one empty slot where there is no template.
     """
-    if rows is None:
-        rows = np.arange(min(len(features.template_restype), MAX_TEMPLATES))
+    if chosen is None:
+        chosen = first_templates(features)
     n = features.num_tokens
-    if len(rows) == 0:
+    if len(chosen) == 0:
         return {
             "template_mask": np.zeros(1, dtype=bool),
-            "template_restype": np.full((1, n), RESTYPE_INDEX[GAP], dtype=np.int64),
+            "template_restype": np.full((1, n), _GAP, dtype=np.int64),
             "template_pseudo_beta_mask": np.zeros((1, n), dtype=bool),
             "template_backbone_frame_mask": np.zeros((1, n), dtype=bool),
             "template_distogram": np.zeros((1, n, n), dtype=np.int64),
             "template_unit_vector": np.zeros((1, n, n, 3), dtype=np.float32),
         }
-    beta = features.template_pseudo_beta[rows]
+    there, tokens = chosen >= 0, np.arange(n)
+    beta = features.template_pseudo_beta[chosen, tokens]
     distance = np.linalg.norm(beta[:, :, None] - beta[:, None, :], axis=-1)
     bins = np.clip(np.digitize(distance, DISTOGRAM_EDGES) - 1, 0, 38)
+    restype = np.where(there, features.template_restype[chosen, tokens], _GAP)
     return {
-        "template_mask": np.ones(len(rows), dtype=bool),
-        "template_restype": features.template_restype[rows].astype(np.int64),
-        "template_pseudo_beta_mask": features.template_pseudo_beta_mask[rows],
-        "template_backbone_frame_mask": features.template_backbone_mask[rows],
+        "template_mask": np.ones(len(chosen), dtype=bool),
+        "template_restype": restype.astype(np.int64),
+        "template_pseudo_beta_mask": there & features.template_pseudo_beta_mask[chosen, tokens],
+        "template_backbone_frame_mask": there & features.template_backbone_mask[chosen, tokens],
         "template_distogram": bins.astype(np.int64),
-        "template_unit_vector": _unit_vectors(features.template_backbone[rows]),
+        "template_unit_vector": _unit_vectors(features.template_backbone[chosen, tokens]),
     }
 
 

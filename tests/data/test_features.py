@@ -110,7 +110,7 @@ def test_rows_of_the_alignment_stand_side_by_side_and_short_ones_end(structure_o
 
 def test_copies_of_a_chain_share_its_alignment(structure_of) -> None:
     from megafold.data.constants import RESTYPES
-    from megafold.data.featurization import chain_sequence
+    from megafold.data.msa_features import chain_sequence
 
     structure = structure_of("1A8O")
     one_letter = dict(zip(RESTYPES[:20], "ARNDCQEGHILKMFPSTWYV", strict=True))
