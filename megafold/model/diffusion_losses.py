@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megafold.geometry import weighted_rigid_align
+from megafold.model.gather import take
 from megafold.model.smooth_lddt import smooth_lddt
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def bond_loss(x: torch.Tensor, batch: Batch) -> torch.Tensor:
     first, second = batch.ligand_bonds.unbind(-1)
     known = (batch.resolved[first] & batch.resolved[second]).to(x.dtype)
     true = torch.linalg.vector_norm(batch.positions[first] - batch.positions[second], dim=-1)
-    difference = x[:, first] - x[:, second]
+    difference = take(x, first, dim=1) - take(x, second, dim=1)
     length = (difference.square().sum(-1) + 1e-10).sqrt()
     return ((length - true).square() * known).sum(-1) / known.sum().clamp(min=1.0)
 

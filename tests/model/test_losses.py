@@ -104,3 +104,21 @@ def test_noise_weights():
     torch.testing.assert_close(losses.noise_weight(t, "printed"), torch.tensor([257 / 289, 0.5]))
     with pytest.raises(ValueError, match="known: karras, printed"):
         losses.noise_weight(t, "none")
+
+
+@pytest.mark.parametrize("name", ["aligned_mse", "smooth_lddt_loss", "bond_loss"])
+def test_a_turned_prediction_has_the_same_loss_and_a_turned_gradient(batch, name):
+    def loss(x):
+        if name == "aligned_mse":
+            return losses.aligned_mse(x, batch.positions[None], batch)
+        return getattr(losses, name)(x, batch)
+
+    noise = torch.randn(1, batch.num_atoms, 3, generator=seeded(1))
+    x = (batch.positions + noise).requires_grad_()
+    turned = moved(x.detach()).requires_grad_()
+    one, two = loss(x), loss(turned)
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    (gradient,), (other,) = torch.autograd.grad(one, x), torch.autograd.grad(two, turned)
+    rotation = random_rotations(1, seeded())
+    expected = gradient @ rotation.transpose(-1, -2)
+    torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
