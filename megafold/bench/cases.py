@@ -241,15 +241,16 @@ def _triangle_multiplication(n: Sizes) -> _Built:
 
 def _adaptive_layer_norm(n: Sizes) -> _Built:
     samples, tokens, channels, condition = n["S"], n["N"], n["A"], n["C"]
+    conditions = 1 if "shared" in n else samples
     arguments = {
         "a": Argument((samples, tokens, channels), "data"),
-        "s": Argument((samples, tokens, condition), "data"),
+        "s": Argument((conditions, tokens, condition), "data"),
         "norm_weight_s": Argument((condition,), "scale"),
         "weight_gate": Argument((channels, condition), "weight"),
         "bias_gate": Argument((channels,), "offset"),
         "weight_shift": Argument((channels, condition), "weight"),
     }
-    return arguments, {}, arguments["a"].shape, 4 * samples * tokens * channels * condition
+    return arguments, {}, arguments["a"].shape, 4 * conditions * tokens * channels * condition
 
 
 # Letters of the key, optional ones, and what builds the case.
@@ -258,7 +259,7 @@ _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "layer_norm_linear": ("M C O", "", _layer_norm_linear),
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
-    "adaptive_layer_norm": ("S N A C", "", _adaptive_layer_norm),
+    "adaptive_layer_norm": ("S N A C", "shared", _adaptive_layer_norm),
 }
 
 # The keys measured by default. "full" has the sizes of AlphaFold 3's training and those of the
@@ -286,7 +287,19 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "layer_norm_linear": {
         "small": ("M4096 C128 O16", "M4096 C128 O128"),
-        "full": ("M60000 C128 O16", "M200000 C128 O16", "M147456 C128 O128"),
+        "full": (
+            "M147456 C128 O128",  # the pair representation of 384 tokens, and of 768
+            "M147456 C128 O512",
+            "M589824 C128 O512",
+            "M147456 C128 O16",  # into a bias of 16 heads
+            "M36864 C768 O384",  # tokens of the diffusion transformer
+            "M384 C384 O1536",  # the single representation
+            "M60000 C128 O16",  # the paper's plot
+            "M80000 C128 O16",
+            "M100000 C128 O16",
+            "M150000 C128 O16",
+            "M200000 C128 O16",
+        ),
     },
     "transition": {
         "small": ("M1024 C128 H512", "M4096 C128 H512"),
@@ -297,7 +310,10 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "full": ("B1 N384 C128", "B1 N768 C128", "B1 N768 C128 incoming"),
     },
     "adaptive_layer_norm": {
-        "small": ("S4 N128 A768 C384",),
-        "full": ("S48 N384 A768 C384",),
+        "small": ("S4 N128 A768 C384", "S4 N256 A64 C64 shared"),
+        "full": (
+            "S48 N384 A768 C384",  # tokens, each sample with a condition of its own
+            "S48 N9216 A128 C128 shared",  # atoms
+        ),
     },
 }

@@ -56,11 +56,12 @@ def _add_compare(subparsers: argparse._SubParsersAction) -> None:
         "compare",
         help="hold the measurements of the operators to those of their peers",
         description="Prints from the records in data/records the time of every implementation, "
-        "the time of the best peer over ours (above 1: ours is faster) and our peak memory over "
-        "FlexAttention's. Each line is of one run, the newest that measured ours and a peer.",
+        "the time of the best peer over ours (above 1: ours is faster), our peak memory and that "
+        "over FlexAttention's (of attention) or torch.compile's (of all else). Each line is of "
+        "one run, the newest that measured ours and a peer.",
     )
+    parser.add_argument("op", nargs="?", help="one operator (default: all)")
     parser.add_argument("--device", metavar="FOLDER", help="of the records (default: this device)")
-    parser.add_argument("--op", help="one operator (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, help="one dtype (default: all)")
     parser.set_defaults(func=_compare)
 
@@ -164,11 +165,15 @@ def _compare(args: argparse.Namespace) -> int:
         print(", ".join(title))
         _print_comparisons([c for c in comparisons if (c.op, c.dtype, c.device) == title])
         print()
-    print("milliseconds are medians; peer/ours above 1: ours is faster; memory: ours over flex's")
+    print(
+        "milliseconds are medians; peer/ours above 1: ours is faster; peak MB: ours, beyond the "
+        "inputs;\nmemory: ours over flex's (evo_attention) or compile's (the others)"
+    )
     return 0
 
 
 def _print_comparisons(comparisons: list[Comparison]) -> None:
+    from megafold.bench.compare import OURS
     from megafold.bench.records import IMPLEMENTATIONS
 
     widths = {
@@ -178,7 +183,7 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
     }
     columns = " ".join(f"{name:>{width}}" for name, width in widths.items())
     print(f"  {'shape':24} {'direction':9} {columns}  {'best peer':14} {'peer/ours':>9} "
-          f"{'memory':>7}  run")  # fmt: skip
+          f"{'peak MB':>9} {'memory':>7}  run")  # fmt: skip
     for c in comparisons:
         times = " ".join(
             f"{c.ms[name]:{width}.3f}" if name in c.ms else f"{'-':>{width}}"
@@ -186,4 +191,4 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
         )
         memory = "-" if c.memory_ratio is None else f"{c.memory_ratio:.2f}x"
         print(f"  {c.shape:24} {c.direction:9} {times}  {c.best_peer:14} {c.speedup:8.2f}x "
-              f"{memory:>7}  {c.date} {c.revision}")  # fmt: skip
+              f"{c.peak_mb[OURS]:9.1f} {memory:>7}  {c.date} {c.revision}")  # fmt: skip

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from megafold.bench.records import Record
 
 OURS = "megafold"
-LEAST_MEMORY = "flex"  # the peer that keeps no logits: what our memory is held against
+# The peer whose memory ours is held against: of attention the one that keeps no logits.
+LEAST_MEMORY = {"evo_attention": "flex"}
+FUSED = "compile"  # of every other operator: what PyTorch itself fuses
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,15 @@ class Comparison:
         return self.ms[self.best_peer] / self.ms[OURS]
 
     @property
+    def memory_peer(self) -> str:
+        """The implementation whose peak memory ours is held against."""
+        return LEAST_MEMORY.get(self.op, FUSED)
+
+    @property
     def memory_ratio(self) -> float | None:
-        """Our peak memory over FlexAttention's; None where the run did not measure that."""
-        flex = self.peak_mb.get(LEAST_MEMORY)
-        return self.peak_mb[OURS] / flex if flex else None
+        """Our peak memory over that of ``memory_peer``; None where the run did not measure that."""
+        theirs = self.peak_mb.get(self.memory_peer)
+        return self.peak_mb[OURS] / theirs if theirs else None
 
 
 def compare(records: Iterable[Record]) -> list[Comparison]:

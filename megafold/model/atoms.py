@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from megafold import ops
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
@@ -184,10 +185,18 @@ class AtomAttentionDecoder(nn.Module):
         self.position = LayerNormLinear(config.c_atom, 3, init="final")
 
     def forward(
-        self, a: torch.Tensor, atoms: AtomRepresentation, batch: Batch, windows: AtomWindows
+        self,
+        a: torch.Tensor,
+        layer_norm: nn.LayerNorm,
+        atoms: AtomRepresentation,
+        batch: Batch,
+        windows: AtomWindows,
     ) -> torch.Tensor:
-        """a ``[S, N, c_token]``; returns ``[S, A, 3]``."""
-        q = take(self.linear_token(a), batch.atom_to_token, dim=1) + atoms.q
+        """a ``[S, N, c_token]``, normalised by ``layer_norm``; returns ``[S, A, 3]``."""
+        token = ops.layer_norm_linear(
+            a, layer_norm.weight, layer_norm.bias, self.linear_token.weight, eps=layer_norm.eps
+        )
+        q = take(token, batch.atom_to_token, dim=1) + atoms.q
         q = self.transformer(q, atoms.c, atoms.p, batch.atom_mask, windows)
         return self.position(q)
 

@@ -53,8 +53,8 @@ class AttentionPairBias(nn.Module):
 
         pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``.
         """
-        a = self.norm(a, s) if self.conditioned else self.norm(a)
-        q, k, v = (f(a).unflatten(-1, (self.heads, -1)) for f in self._projections())
+        q, k, v, g = self._project(a, s)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
         bias = self.pair_bias(pair)
         # One operator serves both: all tokens are a single window, [1, S, N, H, D].
         if windows is None:
@@ -65,10 +65,25 @@ class AttentionPairBias(nn.Module):
             key_mask = windows.key_mask[:, None]
         out = ops.evo_attention(q, k, v, key_mask, bias.permute(0, 3, 1, 2))
         out = out.squeeze(0) if windows is None else windows.merge(out)
-        out = self.linear_out(torch.sigmoid(self.linear_g(a)) * out.flatten(-2))
+        out = self.linear_out(torch.sigmoid(g) * out.flatten(-2))
         if self.conditioned:
             out = torch.sigmoid(self.linear_scale(s)) * out
         return out
 
-    def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-        return self.linear_q, self.linear_k, self.linear_v
+    def _project(self, a: torch.Tensor, s: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Queries, keys, values and the gate before its sigmoid, each ``[S, N, c_a]``."""
+        layers = (self.linear_q, self.linear_k, self.linear_v, self.linear_g)
+        if self.conditioned:
+            a = self.norm(a, s)
+            return tuple(layer(a) for layer in layers)
+        # One LayerNorm feeds all four; only the queries have a bias.
+        bias = self.linear_q.bias
+        projected = ops.layer_norm_linear(
+            a,
+            self.norm.weight,
+            self.norm.bias,
+            torch.cat([layer.weight for layer in layers]),
+            torch.cat([bias, bias.new_zeros(3 * len(bias))]),
+            self.norm.eps,
+        )
+        return projected.chunk(4, dim=-1)

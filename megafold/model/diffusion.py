@@ -143,7 +143,7 @@ class DiffusionModule(nn.Module):
         a = atoms.tokens + self.token_in(s)
         for block in self.blocks:
             a = self.blocks.run(block, a, s, condition.z, batch.token_mask)
-        r_update = self.atom_decoder(self.layer_norm_a(a), atoms, batch, trunk.windows)
+        r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, trunk.windows)
         skip = SIGMA_DATA**2 / variance
         scale = SIGMA_DATA * level / variance.sqrt()
         return skip * x_noisy + scale * r_update.float()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from megafold import ops
 from megafold.geometry import distances
 from megafold.model.config import ModelConfig
 from megafold.model.gather import take
@@ -54,7 +55,8 @@ class AtomHead(nn.Module):
         """s ``[N, c_s]``; returns logits ``[A, bins]``."""
         places, _, bins = self.weight.shape
         # Every place of every token, then those that there are: less than a weight per atom.
-        logits = self.layer_norm(s) @ self.weight.transpose(0, 1).flatten(1)  # [N, places * bins]
+        norm, weight = self.layer_norm, self.weight.transpose(1, 2).flatten(0, 1)
+        logits = ops.layer_norm_linear(s, norm.weight, norm.bias, weight, eps=norm.eps)
         place = place_in_token(atom_to_token)
         return take(logits.view(-1, bins), atom_to_token * places + place)
 

@@ -53,6 +53,14 @@ def test_memory_has_no_ratio_where_flex_was_not_measured():
     assert found.memory_ratio is None
 
 
+def test_memory_of_every_operator_but_attention_is_held_against_what_pytorch_fuses():
+    changes = {"op": "layer_norm_linear", "shape": "M60000 C128 O16"}
+    rows = [row("megafold", 1, 50), row("eager", 2, 400), row("compile", 3, 200)]
+    (found,) = compare([replace(one, **changes) for one in rows])
+    assert (found.memory_peer, found.memory_ratio) == ("compile", 0.25)
+    assert compare([replace(one, **changes) for one in rows[:2]])[0].memory_ratio is None
+
+
 def test_rows_of_two_runs_are_never_set_side_by_side():
     rows = [
         row("megafold", 10, date=FIRST),
@@ -110,13 +118,13 @@ def stored(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("stored")
 def test_command_prints_times_and_ratios(capsys):
-    assert cli.main(["compare", "--device", "a-gpu", "--op", "evo_attention"]) == 0
+    assert cli.main(["compare", "--device", "a-gpu", "evo_attention"]) == 0
     printed = capsys.readouterr().out
     assert "evo_attention, bfloat16, a GPU" in printed
     (full,) = [line for line in printed.splitlines() if " full " in line]
     assert full.split()[:5] == ["B1", "S384", "N384", "H4", "D32"]
     assert full.split()[5:] == [
-        "full", "0.500", "7.500", "1.250", "flex", "2.50x", "1.50x", FIRST, "abc",
+        "full", "0.500", "7.500", "1.250", "flex", "2.50x", "150.0", "1.50x", FIRST, "abc",
     ]  # fmt: skip
     (forward,) = [line for line in printed.splitlines() if " forward " in line]
     assert forward.split()[5:11] == ["forward", "0.250", "3.500", "-", "eager", "14.00x"]
@@ -128,7 +136,7 @@ def test_command_prints_times_and_ratios(capsys):
     ("arguments", "message"),
     [
         (["--device", "b-gpu"], "no records on b-gpu; there are some of a-gpu"),
-        (["--device", "a-gpu", "--op", "transition"], "no records of transition on a-gpu"),
+        (["--device", "a-gpu", "transition"], "no records of transition on a-gpu"),
         (["--device", "a-gpu", "--dtype", "float16"], "no records in float16 on a-gpu"),
         (["--device", "a-gpu", "--dtype", "float32"], "no run measured megafold beside another"),
     ],

@@ -40,7 +40,8 @@ def largest_tensor(batch: Batch) -> LargestTensor:
     with LargestTensor() as largest:
         condition = encoder.condition(batch, windows, s, z)
         atoms = encoder.encode(batch, windows, condition, noisy)
-        decoder(atoms.tokens, atoms, batch, windows).sum().backward()
+        norm = torch.nn.LayerNorm(config.c_token)
+        decoder(atoms.tokens, norm, atoms, batch, windows).sum().backward()
     return largest
 
 
