@@ -1,4 +1,4 @@
-"""mmCIF to ``Structure``.
+"""Structure files to ``Structure``.
 
 Done, after AlphaFold 3 (supplement, section 2.1): first model; first biological assembly;
 alternative locations by largest occupancy; MSE as MET; waters, hydrogens and components of
@@ -12,7 +12,6 @@ Keeping at most 20 chains of a large assembly is a random choice, and so part of
 
 from __future__ import annotations
 
-import gzip
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from biotite.structure import AtomArray
 from biotite.structure.io import pdbx
 
 from megafold.data.assemble import assemble
+from megafold.data.blocks import SUFFIXES, check_complete, read_block, structure_name
 from megafold.data.drafts import Link, LinkEnd, Tables
 from megafold.data.errors import DataError
 from megafold.data.structure import Structure
 
-SUFFIXES = (".cif", ".mmcif", ".bcif")
+__all__ = ["SUFFIXES", "read_structure", "structure_name"]
+
 # Along x, y or z, in angstrom: some times the largest assembly. Beyond it a digit is wrong, and
 # the cells in which neighbours are looked for would take more memory than there is.
 MAX_EXTENT = 5000
@@ -36,17 +37,18 @@ def read_structure(path: str | Path) -> Structure:
     """Read and clean one entry.
 
     Args:
-        path: mmCIF text (``.cif``, ``.mmcif``) or BinaryCIF (``.bcif``), ``.gz`` or not.
+        path: mmCIF text (``.cif``, ``.mmcif``), BinaryCIF (``.bcif``) or PDB format (``.pdb``,
+            ``.ent``), ``.gz`` or not.
 
     Raises:
-        DataError: The file is missing, truncated or not mmCIF, or names a component that the
-            dictionary does not have.
+        DataError: The file is missing, truncated or not what its name says, or names a
+            component that the dictionary does not have.
         ExcludedError: It has nothing left after cleaning.
     """
     path = Path(path)
-    block = _read_block(path)
+    block = read_block(path)
     try:
-        _check_complete(block)
+        check_complete(block)
         atoms, tables = _read_atoms(block), _read_tables(block)
     except Exception as error:  # biotite raises whatever the malformed table led to
         raise DataError(f"{path}: truncated or malformed mmCIF: {error}") from error
@@ -54,47 +56,6 @@ def read_structure(path: str | Path) -> Structure:
         return assemble(structure_name(path), atoms, tables)
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
-
-
-def structure_name(path: str | Path) -> str:
-    """The file's name without ``.cif`` and the like: ``1A8O`` for ``x/1A8O.cif.gz``."""
-    name = Path(path).name.removesuffix(".gz")
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _read_block(path: Path) -> Any:
-    """The first data block of the file, parsed lazily by biotite."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    inner = Path(path.name.removesuffix(".gz")).suffix
-    if inner not in SUFFIXES:
-        raise DataError(f"{path}: expected a name ending in {', '.join(SUFFIXES)} (or + .gz)")
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rb") as file:
-            if inner == ".bcif":
-                block = pdbx.BinaryCIFFile.read(file).block
-            else:
-                text = file.read().decode("utf-8", errors="replace")
-                block = pdbx.CIFFile.deserialize(text).block
-        if "atom_site" not in block or block["atom_site"].row_count == 0:
-            raise ValueError("no _atom_site category: no atoms")
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise DataError(f"{path}: truncated or not gzip: {error}") from error
-    except Exception as error:
-        raise DataError(f"{path}: truncated or not mmCIF: {error}") from error
-    return block
-
-
-def _check_complete(block: Any) -> None:
-    """A file that was cut off between two rows of atoms still lists all its chains."""
-    if "struct_asym" in block:
-        listed = set(block["struct_asym"]["id"].as_array(str).tolist())
-        found = set(block["atom_site"]["label_asym_id"].as_array(str).tolist())
-        if missing := sorted(listed - found):
-            raise DataError(f"chain {missing[0]} is listed in struct_asym but has no atom")
 
 
 def _read_atoms(block: Any) -> AtomArray:

@@ -67,6 +67,17 @@ def water(cif_text: str) -> str:
     return "\n".join(kept) + "\n"
 
 
+@pytest.fixture(scope="session")
+def pdb_text():
+    """Sample id -> the entry in PDB format, as gemmi writes it."""
+    import gemmi
+
+    def get(sample_id: str) -> str:
+        return gemmi.read_structure(str(sample_path(sample_id))).make_pdb_string()
+
+    return get
+
+
 @pytest.fixture
 def write_cif(tmp_path: Path):
     """(name, text) -> path of a new file with that text."""

@@ -21,8 +21,8 @@ def test_a_missing_file(tmp_path) -> None:
 
 
 def test_an_unknown_kind_of_file(tmp_path) -> None:
-    (path := tmp_path / "model.pdb").write_text("ATOM")
-    _refused(path, r"expected a name ending in \.cif")
+    (path := tmp_path / "model.xyz").write_text("ATOM")
+    _refused(path, r"expected a name ending in \.cif, \.mmcif, \.bcif, \.pdb, \.ent")
 
 
 @pytest.mark.parametrize("name", ["EMPTY.cif", "EMPTY.bcif"])
@@ -68,6 +68,45 @@ def test_text_cut_off_between_two_rows_of_atoms(write_cif) -> None:
     text = gzip.decompress(sample_path("5UGO").read_bytes()).decode()
     at = text.index("\nATOM   1000")
     _refused(write_cif("CUT.cif", text[:at] + "\n#\n"), "listed in struct_asym but has no atom")
+
+
+def test_text_cut_off_between_the_last_rows_of_atoms(write_cif, cif_text) -> None:
+    """Only the # is missing that the tables before end with."""
+    at = cif_text.index("\nATOM 300 ")
+    _refused(write_cif("CUT.cif", cif_text[:at] + "\n"), "ends with a row of atoms, without the #")
+
+
+def test_a_file_that_never_separates_its_tables_may_end_with_a_row_of_atoms(
+    write_cif, cif_text
+) -> None:
+    rows = [line for line in cif_text.splitlines() if line.startswith("ATOM")]
+    head = cif_text[: cif_text.index(rows[0])]
+    text = head[head.rindex("loop_") :] + "\n".join(rows) + "\n"
+    assert len(read_structure(write_cif("BARE.cif", f"data_BARE\n{text}")).layout) == 327
+
+
+@pytest.mark.parametrize("expression", ["1-9999999", "(1-9999)(1-9999)", "1,(2-99999999)"])
+def test_an_assembly_that_no_memory_holds(expression, write_cif) -> None:
+    text = gzip.decompress(sample_path("1A8O").read_bytes()).decode()
+    many = text.replace("oper_expression   1,2 ", f"oper_expression '{expression}' ")
+    _refused(write_cif("MANY.cif", many), r"assembly 1 would have \d+ atoms \(oper_expression")
+
+
+def test_an_assembly_of_something_that_is_no_operation(write_cif) -> None:
+    text = gzip.decompress(sample_path("1A8O").read_bytes()).decode()
+    odd = text.replace("oper_expression   1,2 ", "oper_expression   1,,2 ")
+    _refused(write_cif("ODD.cif", odd), "'' is no operation")
+
+
+def test_pdb_format_without_atoms(tmp_path) -> None:
+    (path := tmp_path / "X.pdb").write_text("HEADER    NOTHING\nEND\n")
+    _refused(path, "truncated or not PDB format: no ATOM or HETATM")
+
+
+def test_an_entry_in_pdb_format_that_is_cut(tmp_path, pdb_text) -> None:
+    text = pdb_text("1CRN")
+    (path := tmp_path / "CUT.pdb").write_text(text[: len(text) // 2])
+    _refused(path, "HEADER but no END")
 
 
 def test_a_component_that_nobody_knows(write_cif) -> None:
