@@ -253,6 +253,26 @@ def _adaptive_layer_norm(n: Sizes) -> _Built:
     return arguments, {}, arguments["a"].shape, 4 * conditions * tokens * channels * condition
 
 
+def _conditioned_transition(n: Sizes) -> _Built:
+    samples, tokens, channels, condition, hidden = n["S"], n["N"], n["A"], n["C"], n["H"]
+    conditions = 1 if "shared" in n else samples
+    arguments = {
+        "a": Argument((samples, tokens, channels), "data"),
+        "s": Argument((conditions, tokens, condition), "data"),
+        "norm_weight_s": Argument((condition,), "scale"),
+        "norm_weight_gate": Argument((channels, condition), "weight"),
+        "norm_bias_gate": Argument((channels,), "offset"),
+        "norm_weight_shift": Argument((channels, condition), "weight"),
+        "weight_gate": Argument((hidden, channels), "weight"),
+        "weight_value": Argument((hidden, channels), "weight"),
+        "weight_out": Argument((channels, hidden), "weight"),
+        "weight_scale": Argument((channels, condition), "weight"),
+        "bias_scale": Argument((channels,), "offset"),
+    }
+    flops = 6 * tokens * channels * (conditions * condition + samples * hidden)
+    return arguments, {}, arguments["a"].shape, flops
+
+
 # Letters of the key, optional ones, and what builds the case.
 _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "evo_attention": ("B S N H D", "K shared", _evo_attention),
@@ -260,6 +280,7 @@ _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
     "adaptive_layer_norm": ("S N A C", "shared", _adaptive_layer_norm),
+    "conditioned_transition": ("S N A C H", "shared", _conditioned_transition),
 }
 
 # The keys measured by default. "full" has the sizes of AlphaFold 3's training and those of the
@@ -303,7 +324,17 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "transition": {
         "small": ("M1024 C128 H512", "M4096 C128 H512"),
-        "full": ("M60000 C128 H512", "M200000 C128 H512"),
+        "full": (
+            "M147456 C128 H512",  # the pair representation of 384 tokens, and of 768
+            "M589824 C128 H512",
+            "M768 C384 H1536",  # the single representation
+            "M36864 C768 H1536",  # tokens of the diffusion transformer
+            "M60000 C128 H512",  # the paper's plot
+            "M80000 C128 H512",
+            "M100000 C128 H512",
+            "M150000 C128 H512",
+            "M200000 C128 H512",
+        ),
     },
     "triangle_multiplication": {
         "small": ("B1 N32 C128", "B1 N64 C128", "B1 N64 C128 incoming"),
@@ -314,6 +345,13 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "full": (
             "S48 N384 A768 C384",  # tokens, each sample with a condition of its own
             "S48 N9216 A128 C128 shared",  # atoms
+        ),
+    },
+    "conditioned_transition": {
+        "small": ("S4 N64 A128 C64 H256", "S4 N256 A64 C64 H128 shared"),
+        "full": (
+            "S48 N384 A768 C384 H1536",  # tokens
+            "S48 N9216 A128 C128 H256 shared",  # atoms
         ),
     },
 }

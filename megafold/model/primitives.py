@@ -114,9 +114,21 @@ class ConditionedTransition(nn.Module):
         self.linear_scale = zero_scale(c_a, c_s)
 
     def forward(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        a = self.adaptive_layer_norm(a, s)
-        b = nn.functional.silu(self.linear_gate(a)) * self.linear_value(a)
-        return torch.sigmoid(self.linear_scale(s)) * self.linear_out(b)
+        norm = self.adaptive_layer_norm
+        return ops.conditioned_transition(
+            a,
+            s,
+            norm.layer_norm_s.weight,
+            norm.linear_gate.weight,
+            norm.linear_gate.bias,
+            norm.linear_shift.weight,
+            self.linear_gate.weight,
+            self.linear_value.weight,
+            self.linear_out.weight,
+            self.linear_scale.weight,
+            self.linear_scale.bias,
+            norm.layer_norm_s.eps,
+        )
 
 
 def zero_scale(c_a: int, c_s: int) -> nn.Linear:

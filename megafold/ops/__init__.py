@@ -1,14 +1,16 @@
 """The operators that make AlphaFold-3-class models slow, and what makes them fast.
 
-Five functions of tensors, usable in any model: :func:`evo_attention`,
-:func:`layer_norm_linear`, :func:`transition`, :func:`triangle_multiplication` and
-:func:`adaptive_layer_norm`. :func:`use` switches the implementation of all of them,
-:func:`explain` says which one a call would run and why, and ``megafold.ops.reference`` holds
-the equation of each in plain PyTorch. Needs torch and triton, nothing else.
+Six functions of tensors, usable in any model: :func:`evo_attention`,
+:func:`layer_norm_linear`, :func:`transition`, :func:`triangle_multiplication`,
+:func:`adaptive_layer_norm` and :func:`conditioned_transition`. :func:`use` switches the
+implementation of all of them, :func:`explain` says which one a call would run and why, and
+``megafold.ops.reference`` holds the equation of each in plain PyTorch. Needs torch and triton,
+nothing else.
 """
 
 from megafold.ops import reference
 from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
+from megafold.ops.conditioned_transition import conditioned_transition
 from megafold.ops.dispatch import Choice, backend, explain, interpret, use
 from megafold.ops.evo_attention import evo_attention
 from megafold.ops.layer_norm_linear import layer_norm_linear
@@ -21,6 +23,7 @@ __all__ = [
     "Config",
     "adaptive_layer_norm",
     "backend",
+    "conditioned_transition",
     "evo_attention",
     "explain",
     "interpret",

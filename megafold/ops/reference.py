@@ -6,6 +6,7 @@ implementation is held to; in the dtype at hand it is the eager baseline of the 
 """
 
 from megafold.ops.adaptive_layer_norm.reference import reference as adaptive_layer_norm
+from megafold.ops.conditioned_transition.reference import reference as conditioned_transition
 from megafold.ops.evo_attention.reference import reference as evo_attention
 from megafold.ops.layer_norm_linear.reference import reference as layer_norm_linear
 from megafold.ops.transition.reference import reference as transition
@@ -13,6 +14,7 @@ from megafold.ops.triangle_multiplication.reference import reference as triangle
 
 __all__ = [
     "adaptive_layer_norm",
+    "conditioned_transition",
     "evo_attention",
     "layer_norm_linear",
     "transition",

@@ -16,6 +16,8 @@ TINY = [
     cases.case("triangle_multiplication", "B2 N6 C8"),
     cases.case("triangle_multiplication", "B2 N6 C8 incoming"),
     cases.case("adaptive_layer_norm", "S2 N5 A8 C6"),
+    cases.case("conditioned_transition", "S2 N5 A8 C6 H12"),
+    cases.case("conditioned_transition", "S2 N5 A8 C6 H12 shared"),
 ]
 each_case = pytest.mark.parametrize("case", TINY, ids=lambda c: f"{c.op}: {c.shape}")
 

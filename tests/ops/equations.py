@@ -85,3 +85,29 @@ def adaptive_layer_norm(a, s, norm_weight_s, weight_gate, bias_gate, weight_shif
     if bias_gate is not None:
         gate = gate + bias_gate
     return torch.sigmoid(gate) * layer_norm(a, eps=eps) + n @ weight_shift.T
+
+
+def conditioned_transition(
+    a,
+    s,
+    norm_weight_s,
+    norm_weight_gate,
+    norm_bias_gate,
+    norm_weight_shift,
+    weight_gate,
+    weight_value,
+    weight_out,
+    weight_scale,
+    bias_scale,
+    eps=1e-5,
+):
+    """Algorithm 25."""
+    n = adaptive_layer_norm(
+        a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps
+    )
+    gate = n @ weight_gate.T
+    b = gate / (1 + torch.exp(-gate)) * (n @ weight_value.T)
+    scale = s @ weight_scale.T
+    if bias_scale is not None:
+        scale = scale + bias_scale
+    return b @ weight_out.T / (1 + torch.exp(-scale))

@@ -19,6 +19,8 @@ CASES = [
     cases.case("triangle_multiplication", "B2 N7 C8"),
     cases.case("triangle_multiplication", "B2 N7 C8 incoming"),
     cases.case("adaptive_layer_norm", "S2 N9 A16 C12"),
+    cases.case("conditioned_transition", "S2 N9 A16 C12 H24"),
+    cases.case("conditioned_transition", "S3 N9 A16 C12 H24 shared"),
 ]
 LARGER = [
     cases.case("evo_attention", "B1 S17 N33 H4 D32"),
@@ -26,6 +28,7 @@ LARGER = [
     cases.case("transition", "M257 C64 H256"),
     cases.case("triangle_multiplication", "B1 N33 C32"),
     cases.case("adaptive_layer_norm", "S3 N65 A96 C48"),
+    cases.case("conditioned_transition", "S3 N65 A96 C48 H192"),
 ]
 
 
@@ -198,6 +201,7 @@ def test_autocast_takes_mixed_dtypes_and_nothing_else_does(case):
         ("triangle_multiplication", "B0 N4 C8"),
         ("triangle_multiplication", "B1 N0 C8"),
         ("adaptive_layer_norm", "S0 N4 A8 C6"),
+        ("conditioned_transition", "S0 N4 A8 C6 H16"),
     ],
     ids=": ".join,
 )
