@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
@@ -45,6 +45,15 @@ def recorded(
                 stack.enter_context(mock.patch.object(module, kernel, recorder))
         call()
     return found
+
+
+def distinct(variants: Iterable[KernelVariant]) -> list[KernelVariant]:
+    """Without those that compile to the same as one before them."""
+    first: dict[tuple[object, ...], KernelVariant] = {}
+    for v in variants:
+        options = (v.num_warps, v.num_stages, v.max_registers, v.multiples_of_16)
+        first.setdefault((v.kernel, *v.signature.items(), *v.constants.items(), *options), v)
+    return list(first.values())
 
 
 class _Recorder:

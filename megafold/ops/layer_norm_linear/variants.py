@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.layer_norm import launch as rows
-from megafold.ops.layer_norm.recording import recorded
+from megafold.ops.layer_norm.recording import distinct, recorded
 from megafold.ops.layer_norm_linear import launch
 from megafold.ops.variants import KernelVariant
 
@@ -29,7 +29,7 @@ SHIPPED = (
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of the default table, for compiling ahead of time."""
-    return [v for sizes in SHIPPED for v in variants_of(*sizes)]
+    return distinct(v for sizes in SHIPPED for v in variants_of(*sizes))
 
 
 def variants_of(m: int, channels: int, outs: int, dtype: torch.dtype) -> list[KernelVariant]:
