@@ -7,9 +7,9 @@ import re
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from megafold import data
+from megafold.bench.memory import peak_bytes
 from megafold.model import (
     CONFIGS,
     AlphaFold3,
@@ -22,27 +22,17 @@ from megafold.model.memory import available_memory, estimate_memory
 from tests.model.seeds import seeded
 
 
-def peak(run) -> int:
-    """Most bytes that ``run`` held at once, beside what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_estimate_is_what_a_step_takes(checkpointing):
     config = dataclasses.replace(CONFIGS["tiny"], checkpointing=checkpointing, diffusion_samples=4)
     model = AlphaFold3(config).train()
     batch = dataclasses.replace(data.example_batch("1A8O", crop=56), resolution=2.0)
-    took = peak(lambda: training_loss(model, batch, generator=seeded()).total.backward())
+    took = peak_bytes(
+        lambda: training_loss(model, batch, generator=seeded()).total.backward(), "cpu"
+    )
     took -= 4 * model.num_parameters()  # their gradients
     assert 0.5 < estimate(config, batch, 4, training=True) / took < 1.3
-    took = peak(lambda: sample(model, batch, generator=seeded(), steps=1, samples=4))
+    took = peak_bytes(lambda: sample(model, batch, generator=seeded(), steps=1, samples=4), "cpu")
     assert 0.5 < estimate(config, batch, 4, training=False) / took < 1.3
 
 
