@@ -1,6 +1,5 @@
-"""Training: the step, memorising one structure, checkpoints."""
+"""Training: the step, memorising one structure."""
 
-from megafold.train.checkpoint import load_model, save_model
 from megafold.train.memorise import (
     MEMORISING,
     Evaluation,
@@ -20,9 +19,7 @@ __all__ = [
     "StepRecord",
     "TrainConfig",
     "Trainer",
-    "load_model",
     "load_or_memorise",
     "memorise",
-    "save_model",
     "save_run",
 ]

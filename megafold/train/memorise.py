@@ -18,7 +18,7 @@ from megafold import data
 from megafold.data.batch import Batch
 from megafold.metrics import lddt
 from megafold.model import AlphaFold3, sample
-from megafold.train.checkpoint import load_model, save_model
+from megafold.model.checkpoints import load_model, save_model
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
 Progress = Callable[..., Iterable[int]]
