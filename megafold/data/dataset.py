@@ -7,10 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from megafold.data.batch import Batch, make_batch
+from megafold.data.batch import Batch, draw_rows, make_batch
 from megafold.data.cache import Cache
-from megafold.data.cropping import crop
+from megafold.data.cropping import crop_tokens
 from megafold.data.errors import DataError
+from megafold.data.features import Features
+
+
+def draw_crop(
+    features: Features,
+    size: int,
+    *,
+    msa_rows: int,
+    generator: np.random.Generator,
+    chains: Sequence[int] | None = None,
+) -> Features:
+    """A random crop with randomly drawn rows of the alignment, and nothing else read.
+
+    Args:
+        features: Of the whole structure, usually memory-mapped.
+        size: At most so many tokens.
+        msa_rows: At most so many rows, the query included.
+        generator: Every random draw comes from it: the tokens first, then the rows.
+        chains: ``asym_id`` of what the crop is to be around; see ``crop_tokens``.
+    """
+    tokens = crop_tokens(features, size, generator=generator, chains=chains)
+    rows = draw_rows(len(features.msa), msa_rows, generator)
+    return features.select(tokens, rows)
 
 
 class CachedDataset(Dataset):
@@ -65,7 +88,6 @@ class CachedDataset(Dataset):
             raise IndexError(f"index {index} of {len(self)} structures")
         generator = np.random.default_rng([self.seed, self.epoch, index])
         whole = self.cache.load(self.names[index])
-        features = crop(whole, self.crop_size, generator=generator)
-        rows = int(generator.integers(1, len(features.msa) + 1))
-        rows = min(rows, self.msa_rows)
-        return make_batch(features, generator=generator, msa_rows=rows, whole=whole)
+        rows = min(int(generator.integers(1, len(whole.msa) + 1)), self.msa_rows)
+        part = draw_crop(whole, self.crop_size, msa_rows=rows, generator=generator)
+        return make_batch(part, generator=generator, msa_rows=rows, whole=whole)

@@ -138,23 +138,25 @@ def _map_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
     The safetensors package maps files too, but copies each tensor whole when asked for it.
     The format: 8 bytes of header length, a JSON header with dtype, shape and offsets, bytes.
     """
-    size = path.stat().st_size
     try:
-        with open(path, "rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(start - 8)) if start <= size else {}
-        feature_version = header.pop("__metadata__")["feature_version"]
-        end = start + max(entry["data_offsets"][1] for entry in header.values())
-        if end != size:
-            raise ValueError(f"{size} bytes, its header says {end}")
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        arrays = {}
-        for name, entry in header.items():
-            first, last = (start + offset for offset in entry["data_offsets"])
-            flat = raw[first:last].view(_DTYPES[entry["dtype"]])
-            arrays[name] = np.asarray(flat).reshape(entry["shape"])
+        return view_arrays(np.memmap(path, dtype=np.uint8, mode="r"))
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def view_arrays(raw: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors in the bytes of a safetensors file ([n] uint8), as views, and their version."""
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes()) if start <= len(raw) else {}
+    feature_version = header.pop("__metadata__")["feature_version"]
+    end = start + max(entry["data_offsets"][1] for entry in header.values())
+    if end != len(raw):
+        raise ValueError(f"{len(raw)} bytes, its header says {end}")
+    arrays = {}
+    for name, entry in header.items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        flat = raw[first:last].view(_DTYPES[entry["dtype"]])
+        arrays[name] = np.asarray(flat).reshape(entry["shape"])
     return arrays, feature_version
 
 
