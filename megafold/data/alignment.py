@@ -1,8 +1,9 @@
-"""Multiple sequence alignments: reading a3m, and what the model is told about them."""
+"""Multiple sequence alignments: reading them, and what the model is told about them."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from megafold.data.constants import GAP, NUM_RESTYPES, RESTYPE_INDEX, UNKNOWN_PROTEIN
 from megafold.data.errors import DataError
 from megafold.data.species import species_of
+from megafold.data.stockholm import stockholm_to_a3m
 from megafold.data.structure import DNA, PROTEIN, RNA
 
 MAX_ROWS = 16_384  # of one chain's alignment, the query included (supplement, section 2.3)
@@ -73,16 +75,38 @@ def query_alignment(sequence: str, chain_type: str = PROTEIN) -> Alignment:
 
 
 def read_alignment(
-    path: str | Path, chain_type: str = PROTEIN, max_rows: int = MAX_ROWS
+    path: str | Path,
+    chain_type: str = PROTEIN,
+    max_rows: int = MAX_ROWS,
+    *,
+    keep_repeats: bool = False,
 ) -> Alignment:
-    """Read an a3m file (``.gz`` or not), its first ``max_rows`` rows.
+    """Read an alignment, its first ``max_rows`` rows.
 
-    Upper case and ``-`` are columns; lower case are residues the query does not have, kept
-    as a count before the next column; ``.`` is ignored. Rows that repeat an earlier one are
-    left out, as AlphaFold does.
+    In a3m, upper case and ``-`` are columns; lower case are residues the query does not have,
+    kept as a count before the next column; ``.`` is ignored. In Stockholm, columns are the
+    residues of the first row. Rows that repeat an earlier one are left out, as AlphaFold does.
+
+    Args:
+        path: a3m (``.a3m``) or Stockholm (``.sto``), ``.gz`` or not.
+        chain_type: protein, rna or dna.
+        max_rows: At most so many.
+        keep_repeats: Keep rows that repeat an earlier one, such as of other species.
 
     Raises:
-        DataError: The file is missing, empty or not a3m, or its rows differ in length.
+        DataError: The file is missing, empty or not of its kind, or its rows differ in length.
+    """
+    text = read_text(path)
+    if Path(path).name.removesuffix(".gz").endswith(".sto"):
+        text = stockholm_to_a3m(text, str(path))
+    return parse_alignment(text, chain_type, max_rows, source=str(path), keep_repeats=keep_repeats)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of an alignment file, ``.gz`` or not.
+
+    Raises:
+        DataError: It is missing, truncated or no text.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,14 +114,18 @@ def read_alignment(
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rb") as file:
-            text = file.read().decode("ascii")
+            return file.read().decode("ascii")
     except (EOFError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: truncated or not an a3m alignment: {error}") from error
-    return parse_alignment(text, chain_type, max_rows, source=str(path))
+        raise DataError(f"{path}: truncated or not an alignment: {error}") from error
 
 
 def parse_alignment(
-    text: str, chain_type: str = PROTEIN, max_rows: int = MAX_ROWS, *, source: str = "text"
+    text: str,
+    chain_type: str = PROTEIN,
+    max_rows: int = MAX_ROWS,
+    *,
+    source: str = "text",
+    keep_repeats: bool = False,
 ) -> Alignment:
     """The same for the text of an a3m file."""
     if chain_type not in _LETTERS:
@@ -111,7 +139,7 @@ def parse_alignment(
             raise DataError(
                 f"{source}: row {description!r} has {len(columns)} columns, the query {width}"
             )
-        if columns in seen:
+        if columns in seen and not keep_repeats:
             continue
         seen.add(columns)
         rows.append(_encode(columns, chain_type, f"{source}: row {description!r}"))
@@ -120,6 +148,31 @@ def parse_alignment(
         if len(rows) == max_rows:
             break
     return Alignment(np.stack(rows), np.stack(deletions), tuple(descriptions), source)
+
+
+def merge_alignments(alignments: Sequence[Alignment], max_rows: int = MAX_ROWS) -> Alignment:
+    """Several alignments of one query, one below the other, repeated rows left out.
+
+    Raises:
+        DataError: Their queries differ.
+    """
+    first = alignments[0]
+    rows, seen = [], set()
+    for number, alignment in enumerate(alignments):
+        if not np.array_equal(alignment.msa[0], first.msa[0]):
+            raise DataError(f"{alignment.source} and {first.source} have different queries")
+        for row in range(len(alignment)):
+            if (key := alignment.msa[row].tobytes()) not in seen:
+                seen.add(key)
+                rows.append((number, row))
+    rows = rows[:max_rows]
+    return Alignment(
+        np.stack([alignments[n].msa[row] for n, row in rows]),
+        np.stack([alignments[n].deletions[row] for n, row in rows]),
+        tuple(alignments[n].descriptions[row] for n, row in rows),
+        ", ".join(alignment.source for alignment in alignments),
+        tuple(alignments[n].species[row] for n, row in rows),
+    )
 
 
 def _entries(text: str, source: str) -> list[tuple[str, str]]:

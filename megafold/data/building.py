@@ -10,13 +10,12 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 
-from megafold.data.alignment import read_alignment
 from megafold.data.cache import Cache, cache_key
 from megafold.data.errors import DataError, ExcludedError
 from megafold.data.features import Features
 from megafold.data.featurization import featurize
+from megafold.data.layouts import find_alignments, missing_alignment, read_inputs
 from megafold.data.read import SUFFIXES, read_structure, structure_name
-from megafold.data.structure import PROTEIN
 
 _SAVE_EVERY = 5.0  # seconds between writes of the index
 _UNBUILT = "not built yet: if no build is at work, one was killed; build the cache again"
@@ -106,11 +105,12 @@ def build_cache(
     """Featurise structures into a cache. One bad input never stops the others.
 
     Args:
-        structures: A folder of mmCIF or BinaryCIF files, or files and folders.
+        structures: A folder of mmCIF, BinaryCIF or PDB files, or files and folders.
         out: The cache; made where there is none. What it has already is not made again.
-        alignments: A folder with ``<name>_<chain>.a3m`` (``.gz`` or not). Then every distinct
-            protein sequence needs one for one of its chains: a missing file is a failure. A
-            protein without homologs has an a3m of one row.
+        alignments: A folder with ``<name>_<chain>.a3m`` (``.gz`` or not), or of another layout
+            (``megafold.data.layouts``). Then every distinct protein sequence needs one for one
+            of its chains: a missing file is a failure. A protein without homologs has an a3m
+            of one row.
         jobs: Processes; None leaves it to joblib: one, or within
             ``joblib.parallel_config("dask")`` all workers of the Dask cluster.
         progress: Called with each report as it comes in.
@@ -204,26 +204,6 @@ def find_structures(structures: str | Path | Iterable[str | Path]) -> list[Path]
     return [found[name] for name in sorted(found)]
 
 
-def find_alignments(folder: str | Path) -> dict[str, dict[str, Path]]:
-    """Alignment files of a folder: structure name -> chain id -> file.
-
-    Raises:
-        DataError: There is no such folder, or a chain has two alignments in it, such as
-            ``X_A.a3m`` beside ``X_A.a3m.gz``: which one is meant cannot be known.
-    """
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder}: no such folder of alignments")
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted(Path(folder).iterdir()):
-        stem = path.name.removesuffix(".gz")
-        name, _, chain = stem.removesuffix(".a3m").rpartition("_")
-        if stem.endswith(".a3m") and name:
-            other = found.setdefault(name, {}).setdefault(chain, path)
-            if other != path:
-                raise DataError(f"{other} and {path} are both of chain {chain} of {name}")
-    return found
-
-
 def build_entry(
     cache: Cache, path: Path, alignments: Mapping[str, Path] | None = None
 ) -> EntryReport:
@@ -232,8 +212,8 @@ def build_entry(
     Args:
         cache: Where to.
         path: The structure.
-        alignments: Files by chain id; None where none were asked for. Those of chains that
-            cleaning took away are left aside.
+        alignments: Files as ``find_alignments`` gives them; None where none were asked for.
+            Those of chains that cleaning took away are left aside.
     """
     name, begin = structure_name(path), time.perf_counter()
     try:
@@ -271,20 +251,14 @@ def _featurize(path: Path, alignments: Mapping[str, Path] | None) -> Features:
     structure = read_structure(path)
     if alignments is None:
         return featurize(structure)
-    covered = {c.entity_id for c in structure.chains if c.chain_id in alignments}
-    for chain in structure.chains:
-        if chain.chain_type == PROTEIN and chain.entity_id not in covered:
-            raise DataError(
-                f"{path}: no alignment for protein chain {chain.chain_id}: expected a file "
-                f"{structure.name}_{chain.chain_id}.a3m or .a3m.gz"
-            )
+    if chain := missing_alignment(structure, alignments):
+        raise DataError(
+            f"{path}: no alignment for protein chain {chain}: expected a file "
+            f"{structure.name}_{chain}.a3m or .a3m.gz"
+        )
+    inputs = read_inputs(structure, alignments)
     return featurize(
-        structure,
-        {
-            chain.chain_id: read_alignment(alignments[chain.chain_id], chain.chain_type)
-            for chain in structure.chains
-            if chain.chain_id in alignments
-        },
+        structure, inputs.alignments, to_pair=inputs.to_pair, templates=inputs.templates
     )
 
 

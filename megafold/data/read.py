@@ -107,7 +107,7 @@ def _resolution(block: Any) -> float | None:
     return None
 
 
-def _release_date(block: Any) -> str:
+def release_date(block: Any) -> str:
     """Date of the first revision; the older category where the newer is missing."""
     for category, column in (
         ("pdbx_audit_revision_history", "revision_date"),
@@ -125,7 +125,7 @@ def _read_tables(block: Any) -> Tables:
         links=_links(block),
         method=(_first(block, "exptl", "method") or "").upper(),
         resolution=_resolution(block),
-        release_date=_release_date(block),
+        release_date=release_date(block),
         title=" ".join((_first(block, "struct", "title") or "").split()),
     )
 

@@ -98,3 +98,89 @@ def test_a_database_that_is_none_is_refused(tmp_path) -> None:
     (tmp_path / "empty.fasta").write_text("")
     with pytest.raises(DataError, match=r"empty\.fasta"):
         search_alignment("ACD", tmp_path / "empty.fasta")
+
+
+RNA = "GGGCCGUUAGCUCAGUUGGUAGAGCAGUUGACUUUUAAUCAAUUGGUCGCAGGUUCGAAUCCUGCACGACCCACCA"
+
+
+@pytest.fixture(scope="module")
+def rna_database(tmp_path_factory: pytest.TempPathFactory):
+    """A relative of a tRNA inside a longer RNA, one with an insertion, its reverse complement."""
+    generator = np.random.default_rng(0)
+
+    def random(count: int) -> str:
+        return "".join(generator.choice(list("ACGU"), count))
+
+    relative = RNA[:9] + "A" + RNA[10:60] + "G" + RNA[61:]
+    sequences = {f"random{i}": random(300) for i in range(40)}
+    sequences["inside"] = random(50) + relative + random(40)
+    sequences["inserted"] = relative[:33] + "CCCC" + relative[33:45] + "A" + relative[46:]
+    sequences["reverse"] = RNA.translate(str.maketrans("ACGU", "UGCA"))[::-1]
+    path = tmp_path_factory.mktemp("rna") / "rna.fasta"
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items()))
+    return path
+
+
+def test_rna_finds_its_relatives_on_the_given_strand(rna_database) -> None:
+    alignment = search_alignment(RNA, rna_database, chain_type="rna")
+    names = [name.split("/")[0] for name in alignment.descriptions]
+    assert names[0] == "query"
+    assert set(names[1:]) == {"inside", "inserted"}
+    row = names.index("inside")
+    differs = np.flatnonzero(alignment.msa[row] != alignment.msa[0])
+    assert {9, 60} <= set(differs.tolist())
+    assert (alignment.msa[row] == alignment.msa[0]).mean() > 0.9
+    assert alignment.deletions[names.index("inserted")].sum() == 4
+
+
+def test_rna_has_the_e_values_of_nhmmer(rna_database) -> None:
+    """Read in pieces and told the size of the database, as if searched at once."""
+    import pyhmmer
+
+    alphabet = pyhmmer.easel.Alphabet.rna()
+    query = pyhmmer.easel.TextSequence(name="query", sequence=RNA).digitize(alphabet)
+    with pyhmmer.easel.SequenceFile(str(rna_database), digital=True, alphabet=alphabet) as file:
+        (hits,) = pyhmmer.nhmmer(query, file.read_block(), cpus=1, strand="watson", E=1e-3)
+    weakest = max(hit.evalue for hit in hits if hit.evalue <= 1e-3)
+    for limit, found in ((weakest * 1.01, len(hits)), (weakest * 0.99, len(hits) - 1)):
+        alignment = search_alignment(RNA, rna_database, chain_type="rna", e_value=limit)
+        assert len(alignment) - 1 == found
+
+
+def test_a_database_in_pieces_gives_the_same_rows(database, monkeypatch) -> None:
+    from megafold.data import search
+
+    whole, shares = search.search_a3m(QUERY, database), []
+    monkeypatch.setattr(search, "_PIECE", 1000)
+    assert search.search_a3m(QUERY, database, progress=shares.append) == whole
+    assert len(shares) > 5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_the_rows_are_those_of_jackhmmer(database) -> None:
+    import pyhmmer
+
+    alphabet = pyhmmer.easel.Alphabet.amino()
+    query = pyhmmer.easel.TextSequence(name="query", sequence=QUERY).digitize(alphabet)
+    with pyhmmer.easel.SequenceFile(str(database), digital=True, alphabet=alphabet) as file:
+        (result,) = pyhmmer.jackhmmer(
+            query, file.read_block(), max_iterations=2, cpus=1,
+            E=1e-4, domE=1e-4, incE=1e-4, incdomE=1e-4,
+        )  # fmt: skip
+    theirs = [row.upper().replace(".", "-") for row in result.msa.textize().alignment]
+    ours = search_alignment(QUERY, database, iterations=2)
+    assert len(ours) == len(set(theirs))
+
+
+def test_a_compressed_database_is_searched_as_it_is(database, tmp_path) -> None:
+    import gzip
+
+    (path := tmp_path / "proteins.fasta.gz").write_bytes(gzip.compress(database.read_bytes()))
+    ours, theirs = (search_alignment(QUERY, p) for p in (path, database))
+    np.testing.assert_array_equal(ours.msa, theirs.msa)
+
+
+def test_dna_is_not_searched_for(database) -> None:
+    with pytest.raises(DataError, match="search for a dna; expected protein or rna"):
+        search_alignment("ACGT", database, chain_type="dna")
