@@ -11,8 +11,10 @@ import megafold
 # Each has ``add_parser(subparsers)``, which sets ``func``: arguments in, exit status out.
 GROUPS = (
     "megafold.bench.commands",
+    "megafold.bench.data_command",
     "megafold.bench.tune_command",
     "megafold.data.commands",
+    "megafold.predict.commands",
     "megafold.runner",
 )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megafold.data.alignment import Alignment, query_alignment, read_alignment
+    from megafold.data.alphafold_input import AlphaFoldInput, read_alphafold_input
     from megafold.data.batch import Batch, make_batch, pad_batch
     from megafold.data.building import BuildReport, EntryReport, build_cache, examine_cache
     from megafold.data.bundled import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from megafold.data.errors import DataError, ExcludedError
     from megafold.data.features import Features
     from megafold.data.featurization import featurize
+    from megafold.data.jobs import input_features, input_structure
     from megafold.data.layout import AtomLayout
     from megafold.data.merging import merge_caches
     from megafold.data.read import read_structure
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "alignment": ("Alignment", "query_alignment", "read_alignment"),
+    "alphafold_input": ("AlphaFoldInput", "read_alphafold_input"),
     "batch": ("Batch", "make_batch", "pad_batch"),
     "building": ("BuildReport", "EntryReport", "build_cache", "examine_cache"),
     "bundled": (
@@ -51,6 +54,7 @@ _PUBLIC = {
     "errors": ("DataError", "ExcludedError"),
     "features": ("Features",),
     "featurization": ("featurize",),
+    "jobs": ("input_features", "input_structure"),
     "layout": ("AtomLayout",),
     "merging": ("merge_caches",),
     "read": ("read_structure",),
@@ -63,6 +67,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
     "Alignment",
+    "AlphaFoldInput",
     "AtomLayout",
     "Batch",
     "BuildReport",
@@ -84,12 +89,15 @@ __all__ = [
     "example_features",
     "featurize",
     "fetch",
+    "input_features",
+    "input_structure",
     "make_batch",
     "merge_caches",
     "pad_batch",
     "predicted_structure",
     "query_alignment",
     "read_alignment",
+    "read_alphafold_input",
     "read_structure",
     "sample_alignments",
     "sample_path",

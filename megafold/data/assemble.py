@@ -43,7 +43,7 @@ def assemble(name: str, atoms: AtomArray, tables: Tables) -> Structure:
         raise ExcludedError(f"nothing left after cleaning (removed: {removed})")
     chains = _without_clashes(chains, resolve_links(chains, tables.links), removed)
     links = resolve_links(chains, tables.links)
-    layout, positions, resolved = _lay_out(chains, links, removed)
+    layout, positions, resolved = lay_out(chains, links, removed)
     return Structure(
         name=name,
         layout=layout,
@@ -117,7 +117,7 @@ def _kept_atoms(
     return kept
 
 
-def _lay_out(
+def lay_out(
     chains: list[DraftChain], links: list[tuple[AtomKey, AtomKey]], removed: dict[str, int]
 ) -> tuple[AtomLayout, np.ndarray, np.ndarray]:
     """Every heavy atom of every residue, with coordinates where there are any."""

@@ -19,6 +19,7 @@ from rdkit.Chem import rdDistGeom
 from rdkit.rdBase import BlockLogs
 
 from megafold.data.errors import DataError
+from megafold.data.smiles import conformer_of, molecule_from_smiles, smiles_of
 
 CONFORMER_SEED = 0
 # Enough for drug-like molecules; without a limit RDKit tries chlorophyll for twelve seconds.
@@ -69,8 +70,10 @@ def component(name: str) -> Component:
     """The component called ``name`` (``ALA``, ``DG``, ``ATP``, ...).
 
     Raises:
-        DataError: The dictionary has no such component.
+        DataError: The dictionary has no such component, and ``smiles.define_smiles`` made none.
     """
+    if (smiles := smiles_of(name)) is not None:
+        return _component_from_smiles(name, smiles)
     if not known_component(name):
         raise DataError(
             f"component {name!r} is not in the chemical component dictionary bundled with biotite"
@@ -101,6 +104,10 @@ def reference_conformer(name: str) -> Conformer:
     ETKDGv3 with a fixed seed on the molecule with its hydrogens; where that fails, the
     dictionary's ideal coordinates; atoms that have neither are False in ``mask``.
     """
+    if (smiles := smiles_of(name)) is not None:
+        positions = conformer_of(molecule_from_smiles(smiles, CONFORMER_SEED, CONFORMER_ATTEMPTS))
+        source = "single atom" if len(positions) == 1 else "etkdg"
+        return Conformer(positions, np.ones(len(positions), dtype=bool), source)
     heavy = ~np.isin(_all_elements(name), _HYDROGENS)
     if len(heavy) == 1:
         return Conformer(np.zeros((1, 3), dtype=np.float32), np.ones(1, dtype=bool), "single atom")
@@ -111,6 +118,22 @@ def reference_conformer(name: str) -> Conformer:
     mask = np.isfinite(ideal).all(axis=-1)
     source = "ideal" if mask.any() else "none"
     return Conformer(np.where(mask[:, None], ideal, 0.0).astype(np.float32), mask, source)
+
+
+def _component_from_smiles(name: str, smiles: str) -> Component:
+    molecule = molecule_from_smiles(smiles, CONFORMER_SEED, CONFORMER_ATTEMPTS)
+    atoms = list(molecule.GetAtoms())
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    return Component(
+        name=name,
+        kind="NON-POLYMER",
+        letter="X",
+        atom_names=tuple(atom.GetProp("name") for atom in atoms),
+        elements=tuple(atom.GetSymbol().upper() for atom in atoms),
+        charges=np.array([atom.GetFormalCharge() for atom in atoms], dtype=np.float32),
+        leaving=np.zeros(len(atoms), dtype=bool),
+        bonds=np.array(bonds, dtype=np.int64).reshape(-1, 2),
+    )
 
 
 def _letter(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +52,26 @@ def predicted_structure(
     )
 
 
-def write_mmcif(structure: Structure, path: str | Path) -> Path:
+def write_mmcif(
+    structure: Structure, path: str | Path, *, b_factors: np.ndarray | None = None
+) -> Path:
     """Write a structure as mmCIF text (``.gz`` or not): its sequences, resolved atoms, bonds.
 
     Residues and chains are named as the layout names them, in the label and the author
     fields alike. Coordinates have three decimals, as in the PDB. The file appears whole or
     not at all.
 
+    Args:
+        structure: A atoms.
+        path: Where to.
+        b_factors: [A], written with two decimals; of a prediction the confidence in each atom
+            (pLDDT, 0 to 100), as viewers expect. Zero without.
+
     Returns:
         The path.
 
     Raises:
-        ValueError: No atom is resolved.
+        ValueError: No atom is resolved, or ``b_factors`` is not one finite number for each.
     """
     if not structure.resolved.any():
         raise ValueError(f"{structure.name}: no resolved atom, nothing to write")
@@ -76,11 +85,24 @@ def write_mmcif(structure: Structure, path: str | Path) -> Path:
         )
     for name, category in _sequence_categories(structure).items():
         block[name] = category
-    block["atom_site"] = _atom_site(structure)
+    block["atom_site"] = _atom_site(structure, _checked(b_factors, len(structure.layout)))
     if len(structure.bonds):
         block["struct_conn"] = _struct_conn(structure)
-    file = CIFFile({structure.name: block})
+    # The name of a block, unlike a value, cannot have spaces.
+    file = CIFFile({re.sub(r"[^!-~]", "_", structure.name): block})
     return atomic_write(path, file.serialize().encode())
+
+
+def _checked(b_factors: np.ndarray | None, atoms: int) -> np.ndarray:
+    if b_factors is None:
+        return np.zeros(atoms)
+    values = np.asarray(b_factors, dtype=np.float64)
+    if values.shape != (atoms,):
+        raise ValueError(f"b_factors has shape {values.shape}, expected ({atoms},)")
+    if not np.isfinite(values).all():
+        atom = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"b_factors of atom {atom} is {values[atom]}")
+    return values
 
 
 def _category(rows: list[dict[str, object]]) -> CIFCategory:
@@ -119,7 +141,7 @@ def _sequence_categories(structure: Structure) -> dict[str, CIFCategory]:
     return categories
 
 
-def _atom_site(structure: Structure) -> CIFCategory:
+def _atom_site(structure: Structure, b_factors: np.ndarray) -> CIFCategory:
     keep = structure.resolved
     layout = structure.layout
     number = layout.residue_number[keep].astype(str)
@@ -142,7 +164,7 @@ def _atom_site(structure: Structure) -> CIFCategory:
         "pdbx_PDB_ins_code": np.full(count, "?"),
         **{f"Cartn_{axis}": np.char.mod("%.3f", coordinates[:, i]) for i, axis in enumerate("xyz")},
         "occupancy": np.full(count, "1.00"),
-        "B_iso_or_equiv": np.full(count, "0.00"),
+        "B_iso_or_equiv": np.char.mod("%.2f", b_factors[keep]),
         "auth_seq_id": number,
         "auth_comp_id": residue,
         "auth_asym_id": chain,

@@ -107,3 +107,23 @@ def test_a_structure_without_atoms_is_not_written(structure_of, tmp_path) -> Non
     with pytest.raises(ValueError, match="1CRN: no resolved atom"):
         write_mmcif(empty, tmp_path / "empty.cif")
     assert not list(tmp_path.iterdir())
+
+
+def test_b_factors_are_written_for_the_atoms_that_are(structure_of, tmp_path) -> None:
+    structure = structure_of("1EMA")
+    values = np.linspace(0, 100, len(structure.layout))
+    path = write_mmcif(structure, tmp_path / "entry.cif", b_factors=values)
+    atoms = get_structure(CIFFile.read(path), model=1, extra_fields=["b_factor"])
+    np.testing.assert_allclose(atoms.b_factor, values[structure.resolved], atol=5.1e-3)
+    for bad in (values[1:], np.full(len(values), np.nan)):
+        with pytest.raises(ValueError, match="b_factors"):
+            write_mmcif(structure, tmp_path / "bad.cif", b_factors=bad)
+    assert not (tmp_path / "bad.cif").exists()
+
+
+def test_a_name_with_spaces_is_written_so_that_others_read_it(structure_of, tmp_path) -> None:
+    gemmi = pytest.importorskip("gemmi")
+    structure = replace(structure_of("1CRN"), name="My fold (TEST)")
+    path = write_mmcif(structure, tmp_path / "entry.cif")
+    assert gemmi.cif.read(str(path)).sole_block().name == "My_fold_(TEST)"
+    assert gemmi.read_structure(str(path))[0].count_atom_sites() == structure.resolved.sum()
