@@ -12,11 +12,17 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from megafold.ops.adaptive_layer_norm.kernels import gradient_kernel, modulate_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
-from megafold.ops.layer_norm.launch import WIDEST, as_rows, fitted, multiprocessors, padded
+from megafold.ops.layer_norm.launch import (
+    WIDEST,
+    as_rows,
+    cdiv,
+    fitted,
+    multiprocessors,
+    padded,
+)
 from megafold.ops.layer_norm_linear import launch as projection
 from megafold.ops.tuning import Config, Found, lookup
 
@@ -175,10 +181,10 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
         ``[K, 2 C]`` in the dtype of ``gate``, or None.
     """
     config = config_of(GRADIENT, a, problem).config
-    blocks = triton.cdiv(problem.conditions, fitted(config, problem.channels)["ROWS"])
-    wanted = triton.cdiv(config.blocks["WAVES"] * multiprocessors(a.device), blocks)
-    per_group = triton.cdiv(problem.sharing, min(wanted, problem.sharing))
-    groups = triton.cdiv(problem.sharing, per_group)
+    blocks = cdiv(problem.conditions, fitted(config, problem.channels)["ROWS"])
+    wanted = cdiv(config.blocks["WAVES"] * multiprocessors(a.device), blocks)
+    per_group = cdiv(problem.sharing, min(wanted, problem.sharing))
+    groups = cdiv(problem.sharing, per_group)
     sums = None
     if for_projected:
         dtype = gate.dtype if groups == 1 else torch.float32
@@ -212,7 +218,7 @@ def _modulate(
     projected: torch.dtype, out: torch.dtype,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, problem.channels)
-    programs = triton.cdiv(problem.rows, constants["ROWS"])
+    programs = cdiv(problem.rows, constants["ROWS"])
     return Launcher(kernel, programs, (a[0][0], eps, *problem), constants, config.options)
 
 

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.kernels import gradient_kernel, normalise_kernel
@@ -19,9 +18,22 @@ KERNELS = (NORMALISE, GRADIENT)
 NARROWEST, WIDEST = 16, 1024  # of the tables; wider rows take the blocks of the widest
 
 
+# Triton's own functions of these names can be called in kernels too, and take 20 times as long.
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """How many times ``divisor`` it takes to reach ``number``."""
+    return -(-number // divisor)
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << (number - 1).bit_length() if number > 1 else 1
+
+
 def padded(channels: int) -> int:
     """The width that a tile of whole rows has: the next power of two, 16 at least."""
-    return max(NARROWEST, triton.next_power_of_2(channels))
+    return max(NARROWEST, power_of_two(channels))
 
 
 def config_of(kernel: str, like: torch.Tensor, rows: int, channels: int) -> Found:
@@ -77,10 +89,10 @@ def gradient(
     """
     rows, channels = x.shape
     config = config_of(GRADIENT, x, rows, channels).config
-    blocks = triton.cdiv(rows, fitted(config, channels)["ROWS"])
+    blocks = cdiv(rows, fitted(config, channels)["ROWS"])
     wanted = config.blocks["WAVES"] * multiprocessors(x.device) if for_parameters else blocks
-    per_program = triton.cdiv(blocks, max(1, min(blocks, wanted)))
-    programs = triton.cdiv(blocks, per_program)
+    per_program = cdiv(blocks, max(1, min(blocks, wanted)))
+    programs = cdiv(blocks, per_program)
     grad_x = (grad if grad.dtype == x.dtype else torch.empty_like(x)) if for_x else None
     sums = None
     if for_parameters:
@@ -116,7 +128,7 @@ def _normalise(
     dtype: torch.dtype,
 ) -> Launcher:  # fmt: skip
     constants = {"GIVEN": given, **fitted(config, channels)}
-    programs = triton.cdiv(rows, constants["ROWS"])
+    programs = cdiv(rows, constants["ROWS"])
     return Launcher(kernel, programs, (x[0][0], eps, rows, channels), constants, config.options)
 
 

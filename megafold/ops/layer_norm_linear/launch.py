@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import (
@@ -20,10 +19,12 @@ from megafold.ops.layer_norm.launch import (
     NORMALISE,
     WIDEST,
     as_rows,
+    cdiv,
     gradient,
     multiprocessors,
     normalise,
     padded,
+    power_of_two,
 )
 from megafold.ops.layer_norm.launch import config_of as config_of_rows
 from megafold.ops.layer_norm_linear.kernels import backward_kernel, finish_kernel, forward_kernel
@@ -166,7 +167,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
         return grad_x, None, None, None, None
     grad_weight = empty(for_weight, outs, channels, like=weight)
     grad_bias = empty(for_bias, outs, like=weight)
-    of_norms = empty(for_norms, 2, triton.cdiv(outs, FINISH["BLOCK_O"]), channels)
+    of_norms = empty(for_norms, 2, cdiv(outs, FINISH["BLOCK_O"]), channels)
     launch_finish(
         products, sums, norm_weight, norm_bias, weight, grad_weight, grad_bias, of_norms
     )  # fmt: skip
@@ -245,10 +246,10 @@ def _plan(problem: Problem, config: Config, device: torch.device) -> Plan:
     blocks = _fitted(config, problem)
     blocks["BLOCK_C"] = padded(problem.channels)
     wanted = blocks.pop("WAVES") * multiprocessors(device)
-    slices = triton.cdiv(problem.outs, blocks["BLOCK_O"])
-    steps = triton.cdiv(problem.rows, blocks["BLOCK_M"] * slices)
-    per_group = triton.cdiv(steps, max(1, min(steps, wanted // slices)))
-    return Plan(blocks, slices, triton.cdiv(steps, per_group), per_group)
+    slices = cdiv(problem.outs, blocks["BLOCK_O"])
+    steps = cdiv(problem.rows, blocks["BLOCK_M"] * slices)
+    per_group = cdiv(steps, max(1, min(steps, wanted // slices)))
+    return Plan(blocks, slices, cdiv(steps, per_group), per_group)
 
 
 @lru_cache(maxsize=4096)
@@ -258,11 +259,11 @@ def _forward(
     bias: Layout | None,
 ) -> Launcher:  # fmt: skip
     blocks = _fitted(config, problem)
-    per_rows = triton.cdiv(problem.rows, blocks["BLOCK_M"])
-    blocks_out = triton.cdiv(problem.outs, blocks["BLOCK_O"])
-    splits = min(blocks_out, triton.cdiv(FILL * multiprocessors(device), per_rows))
-    per_program = triton.cdiv(blocks_out, splits)
-    splits = triton.cdiv(blocks_out, per_program)
+    per_rows = cdiv(problem.rows, blocks["BLOCK_M"])
+    blocks_out = cdiv(problem.outs, blocks["BLOCK_O"])
+    splits = min(blocks_out, cdiv(FILL * multiprocessors(device), per_rows))
+    per_program = cdiv(blocks_out, splits)
+    splits = cdiv(blocks_out, per_program)
     constants = {
         "WHOLE": blocks["BLOCK_C"] >= problem.channels,
         "EVEN": problem.channels % blocks["BLOCK_C"] == 0,
@@ -294,7 +295,7 @@ def _finish(
     norm_weight: Layout | None, norm_bias: Layout | None, weight: Layout, asked: tuple[bool, ...],
 ) -> Launcher:  # fmt: skip
     groups, outs, channels = shape
-    programs = triton.cdiv(outs, FINISH["BLOCK_O"]) * triton.cdiv(channels, FINISH["BLOCK_C"])
+    programs = cdiv(outs, FINISH["BLOCK_O"]) * cdiv(channels, FINISH["BLOCK_C"])
     numbers = (weight[0][0], groups, channels, outs)
     return Launcher(kernel, programs, numbers, FINISH, {"num_warps": 4, "num_stages": 1})
 
@@ -303,7 +304,7 @@ def _fitted(config: Config, problem: Problem) -> dict[str, int]:
     """The block sizes of a table, no larger than the problem."""
     blocks = dict(config.blocks)
     for name, size in (("BLOCK_M", problem.rows), ("BLOCK_O", problem.outs)):
-        blocks[name] = min(blocks[name], max(SMALLEST_BLOCK, triton.next_power_of_2(size)))
+        blocks[name] = min(blocks[name], max(SMALLEST_BLOCK, power_of_two(size)))
     if "BLOCK_C" in blocks:
         blocks["BLOCK_C"] = min(blocks["BLOCK_C"], padded(problem.channels))
     return blocks
