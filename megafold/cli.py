@@ -14,7 +14,9 @@ GROUPS = (
     "megafold.bench.data_command",
     "megafold.bench.tune_command",
     "megafold.data.commands",
+    "megafold.data.search_command",
     "megafold.predict.commands",
+    "megafold.train.commands",
     "megafold.runner",
 )
 

@@ -29,7 +29,7 @@ class Row(Protocol):
         """The operator whose file the row belongs to."""
 
 
-SUFFIXES = ("_tuning",)  # of all classes that have one
+SUFFIXES = ("_tuning", "_stores", "_steps")  # of all classes that have one
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
