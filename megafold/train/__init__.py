@@ -7,6 +7,7 @@ from megafold.train.memorise import (
     Recipe,
     load_or_memorise,
     memorise,
+    sample_memorised,
     save_run,
 )
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
@@ -21,5 +22,6 @@ __all__ = [
     "Trainer",
     "load_or_memorise",
     "memorise",
+    "sample_memorised",
     "save_run",
 ]

@@ -7,6 +7,7 @@ model, losses, optimiser, sampler.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 import megafold
 from megafold import data
 from megafold.data.batch import Batch
-from megafold.metrics import lddt
+from megafold.metrics import score
 from megafold.model import AlphaFold3, sample
 from megafold.model.checkpoints import load_model, save_model
+from megafold.model.permutation import permute_truth
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
 Progress = Callable[..., Iterable[int]]
@@ -67,37 +69,44 @@ def memorise(
     *,
     device: torch.device | str = "cpu",
     progress: Progress = lambda steps, **_: steps,
+    target: float | None = None,
+    seconds: float | None = None,
 ) -> Memorised:
     """Train a fresh model on one bundled sample.
 
-    ``progress`` wraps the iterable of steps, as ``notebook.progress`` does.
+    Args:
+        recipe: What, how, how long.
+        device: To train on.
+        progress: Wraps the iterable of steps, as ``notebook.progress`` does.
+        target: Stop at the first evaluation with this lDDT of all atoms.
+        seconds: Stop, with an evaluation, at the first step after so long.
     """
+    begin = time.perf_counter()
     batch = data.example_batch(recipe.entry, seed=recipe.train.seed).to(device)
     torch.manual_seed(recipe.train.seed)
     trainer = Trainer(AlphaFold3.from_name(recipe.model).to(device), recipe.train)
     evaluations = []
     for step in progress(range(recipe.steps), desc=f"memorising {recipe.entry}"):
         trainer.step(batch)
-        if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps:
+        late = seconds is not None and time.perf_counter() - begin > seconds
+        if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps or late:
             evaluations.append(evaluate(trainer.averaged, batch, recipe, step + 1))
+            if late or (target is not None and evaluations[-1].lddt >= target):
+                break
     return Memorised(recipe, trainer.averaged, trainer.history, evaluations)
 
 
 def evaluate(model: AlphaFold3, batch: Batch, recipe: Recipe, step: int) -> Evaluation:
-    """Sample one structure and score it against the truth."""
+    """Sample one structure and score it against the truth, named as fits it best."""
+    x = sample_memorised(model, batch, recipe)
+    scores = score(permute_truth(batch, x), x)
+    return Evaluation(step, scores.lddt, scores.lddt_centre)
+
+
+def sample_memorised(model: AlphaFold3, batch: Batch, recipe: Recipe) -> torch.Tensor:
+    """The structure ``[A, 3]`` that an evaluation looks at: always from the same noise."""
     generator = torch.Generator().manual_seed(recipe.train.seed)
-    x = sample(model, batch, generator=generator, steps=recipe.sampler_steps)[0]
-    nucleic = (batch.is_dna | batch.is_rna)[batch.atom_to_token]
-    centre = batch.center_atom[batch.token_mask]
-    return Evaluation(
-        step,
-        float(lddt(x, batch.positions, batch.resolved, nucleic=nucleic)),
-        float(
-            lddt(
-                x[centre], batch.positions[centre], batch.resolved[centre], nucleic=nucleic[centre]
-            )
-        ),
-    )
+    return sample(model, batch, generator=generator, steps=recipe.sampler_steps)[0]
 
 
 def load_or_memorise(

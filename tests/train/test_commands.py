@@ -1,0 +1,50 @@
+"""``megafold train memorise``: the files, the limits, the exit status."""
+
+from __future__ import annotations
+
+import csv
+
+import gemmi
+
+from megafold import cli
+
+SHORT = ["train", "memorise", "1as5", "--model", "tiny", "--device", "cpu", "--sampler-steps", "2"]
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_curve_its_scores_and_a_structure(tmp_path, capsys):
+    assert cli.main([*SHORT, "--steps", "3", "--every", "2", "--out", str(tmp_path)]) == 0
+    names = {"1AS5_tiny_curve.csv", "1AS5_tiny_lddt.csv", "1AS5_tiny.cif"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    curve = rows(tmp_path / "1AS5_tiny_curve.csv")
+    assert [row["step"] for row in curve] == ["1", "2", "3"]
+    assert float(curve[0]["total"]) > 0
+    assert {"mse", "smooth_lddt", "distogram", "gradient_norm", "seconds"} <= set(curve[0])
+    assert [row["step"] for row in rows(tmp_path / "1AS5_tiny_lddt.csv")] == ["2", "3"]
+    structure = gemmi.read_structure(str(tmp_path / "1AS5_tiny.cif"))
+    assert structure[0].count_atom_sites() == 185
+    out = capsys.readouterr().out
+    assert "3 steps in" in out
+    assert "memorised, not predicted" in out
+
+
+def test_a_target_that_is_not_reached_is_a_failure_and_time_is_a_limit(tmp_path, capsys):
+    arguments = [*SHORT, "--steps", "50", "--minutes", "0", "--target", "0.99"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert len(rows(tmp_path / "1AS5_tiny_curve.csv")) == 1
+    assert len(rows(tmp_path / "1AS5_tiny_lddt.csv")) == 1
+
+
+def test_bad_arguments_are_one_sentence_on_stderr(tmp_path, capsys):
+    for arguments, message in (
+        (["1as5", "--model", "huge"], "unknown model configuration 'huge'"),
+        (["9zzz", "--model", "tiny"], "no bundled sample '9ZZZ'"),
+    ):
+        command = ["train", "memorise", *arguments, "--device", "cpu"]
+        assert cli.main([*command, "--out", str(tmp_path / "new")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
