@@ -26,13 +26,13 @@ each_half = pytest.mark.parametrize("dtype", HALF)
 
 
 @each_dtype
-@pytest.mark.parametrize("channels", [8, 16, 24, 64, 128, 384, 768])
+@pytest.mark.parametrize("channels", [8, 24, 128, 384, 768])
 def test_every_width(channels, dtype):
     assert_shape_accurate(OP, f"S2 N20 A{channels} C24", dtype)
 
 
 @each_dtype
-@pytest.mark.parametrize("channels", [16, 100, 128, 384])
+@pytest.mark.parametrize("channels", [16, 128, 384])
 def test_every_width_of_the_condition(channels, dtype):
     assert_shape_accurate(OP, f"S2 N20 A24 C{channels}", dtype)
 
@@ -95,7 +95,7 @@ def test_a_shared_condition_is_projected_as_often_as_there_are_conditions():
 
 
 @each_half
-@pytest.mark.parametrize("waves", [1, 4, 64])
+@pytest.mark.parametrize("waves", [1, 8])
 def test_rows_that_share_are_split_in_any_way(waves, dtype):
     case, inputs, grad = drawn("S50 N3 A24 C20", dtype)
     with ops.use_config(launch.GRADIENT, ops.Config({"ROWS": 4, "WAVES": waves}, 4, 1)):

@@ -209,8 +209,10 @@ def backward_kernel(
     else:
         for i_step in range(per_group):
             i_first = (i_group * per_group + i_step) * SLICES
+            # The last step may be short; where there are few rows there is no other.
+            there = (tl.cdiv(rows, BLOCK_M) - i_first).to(tl.int32)
             if p_products is not None:
-                for i in range(SLICES):
+                for i in range(tl.minimum(there, SLICES)):
                     o_m = (i_first + i) * BLOCK_M + tl.arange(0, BLOCK_M)
                     m_m = o_m < rows
                     b_grad = load_rows(p_grad, o_m, o_own, stride_g, m_m, o_own < outs, EVEN_O)
@@ -224,7 +226,7 @@ def backward_kernel(
                 o_m = (i_first + i_slice) * BLOCK_M + tl.arange(0, BLOCK_M)
                 m_m = o_m < rows
                 b_of_n = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-                for i_o in range(0, SLICES * BLOCK_O, BLOCK_O):
+                for i_o in range(0, tl.where(i_slice < there, SLICES * BLOCK_O, 0), BLOCK_O):
                     o_o = i_o + tl.arange(0, BLOCK_O)
                     b_grad = load_rows(p_grad, o_m, o_o, stride_g, m_m, o_o < outs, EVEN_O)
                     b_w = load_rows(p_weight, o_o, o_c, stride_w, o_o < outs, m_c, EVEN)
