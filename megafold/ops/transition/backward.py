@@ -33,8 +33,7 @@ def grad_rows_kernel(
     p_gate,  # [H, C], contiguous, as the other weights are
     p_value,  # [H, C]
     p_out,  # [C, H]
-    p_mean,  # fp32 [M] or None
-    p_inverse,  # fp32 [M], one over the standard deviation; or None
+    p_stats,  # fp32 [2, M]: mean, and one over the standard deviation; or None
     p_grad,  # [M, C], rows any distance apart: gradient of the output
     p_grad_x,  # [M, C], contiguous, written; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
@@ -42,6 +41,7 @@ def grad_rows_kernel(
     p_hidden,  # [3, M, H], contiguous, written: activation, gradients of gate and value; or None
     stride_x,
     stride_grad,
+    stride_stats,  # from a row's mean to its inverse deviation
     rows,
     channels,
     hidden,
@@ -66,7 +66,7 @@ def grad_rows_kernel(
 
     if NORM:
         b_hat, b_n, b_inverse = load_normalised(
-            p_x, p_norm_weight, p_norm_bias, p_mean, p_inverse, i_m, o_m, o_c, stride_x, rows,
+            p_x, p_norm_weight, p_norm_bias, p_stats, i_m, o_m, o_c, stride_x, stride_stats, rows,
             channels, HAS_WEIGHT, HAS_BIAS, EVEN_M, EVEN_C,
         )  # fmt: skip
     else:
@@ -100,7 +100,7 @@ def grad_rows_kernel(
     if NORM:
         # Read again: kept over the loop, the rows would take registers from it.
         b_hat, _b_n, b_inverse = load_normalised(
-            p_x, None, None, p_mean, p_inverse, i_m, o_m, o_c, stride_x, rows, channels,
+            p_x, None, None, p_stats, i_m, o_m, o_c, stride_x, stride_stats, rows, channels,
             False, False, EVEN_M, EVEN_C,
         )  # fmt: skip
         if STORE_SUMS:

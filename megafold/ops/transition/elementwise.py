@@ -21,6 +21,7 @@ from megafold.ops.transition.tiles import (
     scaled,
     statistics,
     store_rows,
+    store_statistics,
     swiglu,
     swiglu_gradients,
 )
@@ -32,9 +33,9 @@ def norm_forward_kernel(
     p_weight,  # [C] or None
     p_bias,  # [C] or None
     p_normalised,  # [M, C], contiguous, written
-    p_mean,  # fp32 [M], written; or None
-    p_inverse,  # fp32 [M], written: one over the standard deviation; or None
+    p_stats,  # fp32 [2, M], written: mean, and one over the standard deviation; or None
     stride_x,
+    stride_stats,  # from a row's mean to its inverse deviation
     rows,
     channels,
     eps,
@@ -53,8 +54,7 @@ def norm_forward_kernel(
     b_x = load_rows(p_x, i_m, o_m, o_c, stride_x, rows, channels, EVEN_M, EVEN_C).to(tl.float32)
     b_mean, b_inverse = statistics(b_x, o_c, channels, eps, EVEN_C)
     if STORE_STATS:
-        tl.store(p_mean + i_m + o_m, b_mean, mask=i_m + o_m < rows)
-        tl.store(p_inverse + i_m + o_m, b_inverse, mask=i_m + o_m < rows)
+        store_statistics(p_stats, b_mean, b_inverse, i_m, o_m, stride_stats, rows)
     b_hat = (b_x - b_mean[:, None]) * b_inverse[:, None]
     b_n = scaled(b_hat, p_weight, p_bias, o_c, channels, HAS_WEIGHT, HAS_BIAS, EVEN_C)
     store_rows(p_normalised, b_n, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
@@ -65,11 +65,11 @@ def norm_backward_kernel(
     p_grad,  # [M, C], contiguous: gradient of the normalised rows
     p_x,  # [M, C], rows any distance apart
     p_weight,  # [C] or None
-    p_mean,  # fp32 [M]
-    p_inverse,  # fp32 [M]
+    p_stats,  # fp32 [2, M]
     p_grad_x,  # [M, C], contiguous, written; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
     stride_x,
+    stride_stats,  # from a row's mean to its inverse deviation
     rows,
     channels,
     HAS_WEIGHT: tl.constexpr,
@@ -91,7 +91,7 @@ def norm_backward_kernel(
         b_dn = load_rows(p_grad, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
         b_dn = b_dn.to(tl.float32)
         b_hat, _b_n, b_inverse = load_normalised(
-            p_x, None, None, p_mean, p_inverse, i_m, o_m, o_c, stride_x, rows, channels,
+            p_x, None, None, p_stats, i_m, o_m, o_c, stride_x, stride_stats, rows, channels,
             False, False, EVEN_M, EVEN_C,
         )  # fmt: skip
         if STORE_SUMS:

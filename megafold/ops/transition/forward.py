@@ -19,6 +19,7 @@ from megafold.ops.transition.tiles import (
     scaled,
     statistics,
     store_rows,
+    store_statistics,
     swiglu,
 )
 
@@ -32,8 +33,7 @@ def forward_kernel(
     p_value,  # [H, C]
     p_out,  # [C, H]
     p_y,  # [M, C], contiguous, written
-    p_mean,  # fp32 [M], written; or None
-    p_inverse,  # fp32 [M], written: one over the standard deviation; or None
+    p_stats,  # fp32 [2, M], written: mean, and one over the standard deviation; or None
     stride_x,
     rows,
     channels,
@@ -59,8 +59,7 @@ def forward_kernel(
     if NORM:
         b_x = b_x.to(tl.float32)
         b_mean, b_inverse = statistics(b_x, o_c, channels, eps, EVEN_C)
-        tl.store(p_mean + i_m + o_m, b_mean, mask=i_m + o_m < rows)
-        tl.store(p_inverse + i_m + o_m, b_inverse, mask=i_m + o_m < rows)
+        store_statistics(p_stats, b_mean, b_inverse, i_m, o_m, rows, rows)
         b_hat = (b_x - b_mean[:, None]) * b_inverse[:, None]
         b_x = scaled(b_hat, p_norm_weight, p_norm_bias, o_c, channels, HAS_WEIGHT, HAS_BIAS, EVEN_C)
     b_n = b_x.to(p_gate.dtype.element_ty)  # [BLOCK_M, BLOCK_C]

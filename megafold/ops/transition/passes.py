@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 
+from megafold.ops.checks import autocast_enabled
 from megafold.ops.transition import launch
 from megafold.ops.transition.elementwise import (
     gate_backward_kernel,
@@ -38,23 +41,23 @@ def forward(
     stats = torch.empty((2 * norm, problem.rows), dtype=torch.float32, device=x.device)
     if not problem.rows or not problem.hidden:
         return y.zero_(), stats.zero_()
-    flat_x, flat_y = _by_rows(x), y.view(-1, problem.channels)
-    mean, inverse = stats.unbind() if norm else (None, None)
-    parameters = _contiguous(norm_weight, norm_bias, gate, value, out)
+    flat_x, flat_y = _by_rows(x), _by_rows(y)
+    norm_weight, norm_bias, gate, value, out = _contiguous(norm_weight, norm_bias, gate, value, out)
     if launch.fused(problem.channels, gate.dtype):
-        launch.launch_forward(flat_x, *parameters, flat_y, mean, inverse, eps)
+        parameters = norm_weight, norm_bias, gate, value, out
+        launch.launch_forward(flat_x, *parameters, flat_y, stats if norm else None, eps)
         return y, stats
     with _as_given(x.device):
         for rows in _chunks(flat_x, gate, problem.channels * norm + 2 * problem.hidden):
-            normalised = _normalised(flat_x[rows], gate.dtype, norm)
+            of_x = _part(flat_x, rows)
+            normalised = _normalised(of_x, gate.dtype, norm)
             if norm:
-                launch.launch_norm_forward(
-                    flat_x[rows], *parameters[:2], normalised, mean[rows], inverse[rows], eps
-                )
-            hidden = torch.mm(normalised, gate.t())
-            values = torch.mm(normalised, value.t())
+                of_stats = stats if of_x is flat_x else stats[:, rows]
+                launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, of_stats, eps)
+            hidden = F.linear(normalised, gate)
+            values = F.linear(normalised, value)
             launch.launch_elementwise(swiglu_forward_kernel, hidden, values, hidden)
-            torch.mm(hidden, out.t(), out=flat_y[rows])
+            torch.mm(hidden, out.t(), out=_part(flat_y, rows))
             del normalised, hidden, values  # before the next chunk's are made
     return y, stats
 
@@ -82,21 +85,24 @@ def backward(
     sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
     one_chunk = _fused_chunk if launch.fused(problem.channels, gate.dtype) else _products_chunk
     flat_x, flat_grad = _by_rows(x), _by_rows(grad)
-    flat_grad_x = None if grad_x is None else grad_x.view(flat_x.shape)
-    mean, inverse = stats.unbind() if eps is not None else (None, None)
+    flat_grad_x = None if grad_x is None else _by_rows(grad_x)
     parameters = _contiguous(norm_weight, norm_bias, gate, value, out)
     per_row = 2 * problem.channels + 3 * problem.hidden
     if one_chunk is _fused_chunk and not any(for_products):
         per_row = 0  # nothing is written but the result
     with _as_given(x.device):
         for rows in _chunks(flat_x, gate, per_row):
+            of_x, of_grad = _part(flat_x, rows), _part(flat_grad, rows)
+            of_stats = None
+            if eps is not None:
+                of_stats = stats if of_x is flat_x else stats[:, rows]
             normalised, hidden, of_chunk = one_chunk(
-                flat_x[rows],
+                of_x,
                 parameters,
-                *(None if s is None else s[rows] for s in (mean, inverse)),
+                of_stats,
                 eps,
-                flat_grad[rows],
-                None if flat_grad_x is None else flat_grad_x[rows],
+                of_grad,
+                None if flat_grad_x is None else _part(flat_grad_x, rows),
                 for_weight or for_bias,
                 any(for_products),
             )
@@ -105,66 +111,63 @@ def backward(
                 sums = of_chunk if sums is None else sums.add_(of_chunk)
             if hidden is not None:
                 activation, of_gate, of_value = hidden
-                products = (
-                    (of_gate, normalised),
-                    (of_value, normalised),
-                    (flat_grad[rows], activation),
-                )
+                products = (of_gate, normalised), (of_value, normalised), (of_grad, activation)
                 for i, (left, right) in enumerate(products):
                     if for_products[i]:
                         totals[i] = _plus_product(totals[i], left, right)
             del normalised, hidden  # before the next chunk's are made
-    of_norm = (None, None) if sums is None else sums.unbind()
+    of_norm = (None, None)
+    if sums is not None:  # results of an operator share no memory
+        dtype = x.dtype if norm_weight is None else norm_weight.dtype
+        of_norm = (sums[0].to(dtype, copy=True), sums[1].to(dtype, copy=True))
     found = zip(arguments, (grad_x, *of_norm, *totals), asked, strict=True)
     return [_as(gradient, of.dtype) for of, gradient, one in found if one]
 
 
+Hidden = Sequence[torch.Tensor]  # the activation and the gradients of gate and value, [rows, H]
+
+
 def _fused_chunk(
-    x, parameters, mean, inverse, eps, grad, grad_x, want_sums, want_hidden
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    x, parameters, stats, eps, grad, grad_x, want_sums, want_hidden
+) -> tuple[torch.Tensor | None, Hidden | None, torch.Tensor | None]:
     """By the fused kernel: what :func:`_products_chunk` gives, where it is wanted."""
     normalised = hidden = None
     dtype, units = parameters[2].dtype, parameters[2].shape[0]
     if want_hidden:
-        normalised = _normalised(x, dtype, mean is not None)
-        hidden = x.new_empty((3, x.shape[0], units), dtype=dtype)
-    written = normalised if mean is not None else None
+        normalised = _normalised(x, dtype, stats is not None)
+        hidden = torch.empty((3, x.shape[0], units), dtype=dtype, device=x.device)
+    written = None if stats is None else normalised
     _, sums = launch.launch_grad_rows(
-        x, *parameters, mean, inverse, grad, grad_x, want_sums, written, hidden
+        x, *parameters, stats, grad, grad_x, want_sums, written, hidden
     )
-    return normalised, hidden, sums
+    return normalised, None if hidden is None else hidden.unbind(), sums
 
 
 def _products_chunk(
-    x, parameters, mean, inverse, eps, grad, grad_x, want_sums, want_hidden
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x, parameters, stats, eps, grad, grad_x, want_sums, want_hidden
+) -> tuple[torch.Tensor, Hidden, torch.Tensor | None]:
     """Fill ``grad_x`` for a chunk of rows, by products.
 
-    Returns the normalised rows; the hidden activation and the gradients of gate and value
-    ``[3, rows, H]``; sums ``[programs, 2, C]`` for the norm's weight and bias.
+    Returns the normalised rows, what is hidden, and sums ``[programs, 2, C]`` for the norm's
+    weight and bias.
     """
     norm_weight, norm_bias, gate, value, out = parameters
-    normalised = _normalised(x, gate.dtype, mean is not None)
-    if mean is not None:
-        launch.launch_norm_forward(x, norm_weight, norm_bias, normalised, None, None, eps)
-    hidden = x.new_empty((3, x.shape[0], gate.shape[0]), dtype=gate.dtype)
-    activation, of_gate, of_value = hidden
-    torch.mm(grad, out, out=activation)  # its gradient, until the kernel replaces it
-    torch.mm(normalised, gate.t(), out=of_gate)
-    torch.mm(normalised, value.t(), out=of_value)
+    normalised = _normalised(x, gate.dtype, stats is not None)
+    if stats is not None:
+        launch.launch_norm_forward(x, norm_weight, norm_bias, normalised, None, eps)
+    of_gate, of_value = F.linear(normalised, gate), F.linear(normalised, value)
+    activation = torch.mm(grad, out)  # its gradient, until the kernel replaces it
     launch.launch_elementwise(swiglu_backward_kernel, activation, of_gate, of_value)
+    hidden = (activation, of_gate, of_value)
     if grad_x is None and not want_sums:
         return normalised, hidden, None
-    direct = mean is None and grad_x.dtype == gate.dtype
-    of_normalised = grad_x if direct else torch.empty_like(normalised)
-    torch.mm(of_gate, gate, out=of_normalised)
-    of_normalised.addmm_(of_value, value)
+    of_normalised = torch.mm(of_gate, gate).addmm_(of_value, value)
     sums = None
-    if mean is not None:
+    if stats is not None:
         _, sums = launch.launch_norm_backward(
-            of_normalised, x, norm_weight, mean, inverse, grad_x, want_sums
+            of_normalised, x, norm_weight, stats, grad_x, want_sums
         )
-    elif not direct:
+    else:
         grad_x.copy_(of_normalised)
     return normalised, hidden, sums
 
@@ -194,8 +197,13 @@ def gate_backward(
 
 def _by_rows(x: torch.Tensor) -> torch.Tensor:
     """``[M, C]`` with neighbours of a row neighbours in memory; a copy only where it must be."""
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+def _part(flat: torch.Tensor, rows: slice) -> torch.Tensor:
+    """A chunk of rows; the tensor itself where that is all of them."""
+    return flat if rows.stop - rows.start == flat.shape[0] else flat[rows]
 
 
 def _contiguous(*parameters: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -232,6 +240,8 @@ def _empty(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _as_given(device: torch.device) -> torch.autocast:
+def _as_given(device: torch.device) -> AbstractContextManager[object]:
     """Products in the dtype of their operands, also where the caller is under autocast."""
+    if not autocast_enabled(device.type):
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)

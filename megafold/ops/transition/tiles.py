@@ -80,6 +80,14 @@ def statistics(b_x, o_c, channels, eps, EVEN_C: tl.constexpr):
 
 
 @triton.jit
+def store_statistics(p_stats, b_mean, b_inverse, i_m, o_m, stride_stats, rows):
+    """Store what :func:`statistics` gives for rows ``i_m + o_m``."""
+    p_mean = p_stats + i_m + o_m
+    tl.store(p_mean, b_mean, mask=i_m + o_m < rows)
+    tl.store(p_mean + stride_stats, b_inverse, mask=i_m + o_m < rows)
+
+
+@triton.jit
 def scaled(
     b_hat, p_weight, p_bias, o_c, channels,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_C: tl.constexpr,
@@ -94,13 +102,14 @@ def scaled(
 
 @triton.jit
 def load_normalised(
-    p_x, p_weight, p_bias, p_mean, p_inverse, i_m, o_m, o_c, stride_x, rows, channels,
+    p_x, p_weight, p_bias, p_stats, i_m, o_m, o_c, stride_x, stride_stats, rows, channels,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr,
 ):  # fmt: skip
     """The normalised rows in fp32 before and after their scale, and the inverse deviations."""
     b_x = load_rows(p_x, i_m, o_m, o_c, stride_x, rows, channels, EVEN_M, EVEN_C).to(tl.float32)
-    b_mean = tl.load(p_mean + i_m + o_m, mask=i_m + o_m < rows, other=0.0)
-    b_inverse = tl.load(p_inverse + i_m + o_m, mask=i_m + o_m < rows, other=0.0)
+    p_mean = p_stats + i_m + o_m
+    b_mean = tl.load(p_mean, mask=i_m + o_m < rows, other=0.0)
+    b_inverse = tl.load(p_mean + stride_stats, mask=i_m + o_m < rows, other=0.0)
     b_hat = (b_x - b_mean[:, None]) * b_inverse[:, None]
     b_n = scaled(b_hat, p_weight, p_bias, o_c, channels, HAS_WEIGHT, HAS_BIAS, EVEN_C)
     return b_hat, b_n, b_inverse

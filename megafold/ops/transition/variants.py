@@ -46,15 +46,15 @@ def variant(entry: Entry) -> KernelVariant:
     x, normalised, y = (_empty(rows, channels) for _ in range(3))
     parameters = (_empty(channels), _empty(channels))
     weights = (_empty(hidden, channels), _empty(hidden, channels), _empty(channels, hidden))
-    mean, inverse = _empty(2, rows, dtype=torch.float32)
+    stats = _empty(2, rows, dtype=torch.float32)
     activations = _empty(3, rows, hidden)
 
     def call() -> None:
         if entry.kernel == launch.FORWARD:
-            launch.launch_forward(x, *parameters, *weights, y, mean, inverse, 1e-5)
+            launch.launch_forward(x, *parameters, *weights, y, stats, 1e-5)
         else:
             launch.launch_grad_rows(
-                x, *parameters, *weights, mean, inverse, y, x, True, normalised, activations
+                x, *parameters, *weights, stats, y, x, True, normalised, activations
             )
 
     config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
@@ -66,11 +66,11 @@ def variant(entry: Entry) -> KernelVariant:
 def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[KernelVariant]:
     x, other, third, fourth, fifth = (_empty(rows, channels, dtype=dtype) for _ in range(5))
     weight, bias = _empty(channels, dtype=dtype), _empty(channels, dtype=dtype)
-    mean, inverse = _empty(2, rows, dtype=torch.float32)
+    stats = _empty(2, rows, dtype=torch.float32)
 
     def call() -> None:
-        launch.launch_norm_forward(x, weight, bias, other, mean, inverse, 1e-5)
-        launch.launch_norm_backward(other, x, weight, mean, inverse, third, True)
+        launch.launch_norm_forward(x, weight, bias, other, stats, 1e-5)
+        launch.launch_norm_backward(other, x, weight, stats, third, True)
         launch.launch_elementwise(elementwise.swiglu_forward_kernel, x, other, x)
         launch.launch_elementwise(elementwise.swiglu_backward_kernel, x, other, third)
         period = x.numel()
