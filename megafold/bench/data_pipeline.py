@@ -10,10 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from megafold.bench.data_inputs import Input
 from megafold.bench.records import environment
@@ -24,6 +25,7 @@ from megafold.data.batch import Batch, make_batch
 from megafold.data.dataset import draw_crop
 from megafold.data.features import Features
 from megafold.data.featurization import featurize
+from megafold.data.loader import BatchLoader
 
 _STORE_OF = {"gzip pickle": "gzip pickle", "megafold": "safetensors"}
 
@@ -174,19 +176,10 @@ def loader_waits(examples: Dataset, workers: int, count: int, chunks: int) -> li
 
     The first example of each worker is not counted.
     """
-    loader = DataLoader(
-        examples,
-        batch_size=None,
-        sampler=range(1, 1 + count + 2 * workers + 1),
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-    )
     arrivals = []
-    for position, _ in enumerate(loader):
-        if position >= workers:
-            arrivals.append(time.perf_counter())
-    del loader
-    arrivals = np.array(arrivals[: count + 1])
+    for _ in islice(BatchLoader(examples, workers=workers), workers + count + 1):
+        arrivals.append(time.perf_counter())
+    arrivals = np.array(arrivals[workers:])
     edges = np.linspace(0, len(arrivals) - 1, chunks + 1).round().astype(int)
     return (1e3 * np.diff(arrivals[edges]) / np.diff(edges)).tolist()
 

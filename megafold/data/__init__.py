@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from megafold.data.alignment import Alignment, query_alignment, read_alignment
     from megafold.data.alphafold_input import AlphaFoldInput, read_alphafold_input
     from megafold.data.batch import Batch, make_batch, pad_batch
+    from megafold.data.buckets import Buckets
     from megafold.data.building import BuildReport, EntryReport, build_cache, examine_cache
     from megafold.data.bundled import (
         Sample,
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     )
     from megafold.data.cache import Cache, cache_key
     from megafold.data.cropping import crop
-    from megafold.data.dataset import CachedDataset
+    from megafold.data.dataset import CachedDataset, SampledDataset
     from megafold.data.download import fetch
     from megafold.data.errors import DataError, ExcludedError
     from megafold.data.features import Features
     from megafold.data.featurization import featurize
     from megafold.data.jobs import input_features, input_structure
     from megafold.data.layout import AtomLayout
+    from megafold.data.loader import BatchLoader
     from megafold.data.merging import merge_caches
     from megafold.data.read import read_structure
+    from megafold.data.sampling import Example, example_weights, find_examples
     from megafold.data.search import search_alignment
     from megafold.data.structure import Chain, Structure
     from megafold.data.tokens import Tokens, tokenize
@@ -42,6 +45,7 @@ _PUBLIC = {
     "alignment": ("Alignment", "query_alignment", "read_alignment"),
     "alphafold_input": ("AlphaFoldInput", "read_alphafold_input"),
     "batch": ("Batch", "make_batch", "pad_batch"),
+    "buckets": ("Buckets",),
     "building": ("BuildReport", "EntryReport", "build_cache", "examine_cache"),
     "bundled": (
         "Sample", "example_batch", "example_features", "sample_alignments", "sample_path",
@@ -49,15 +53,17 @@ _PUBLIC = {
     ),
     "cache": ("Cache", "cache_key"),
     "cropping": ("crop",),
-    "dataset": ("CachedDataset",),
+    "dataset": ("CachedDataset", "SampledDataset"),
     "download": ("fetch",),
     "errors": ("DataError", "ExcludedError"),
     "features": ("Features",),
     "featurization": ("featurize",),
     "jobs": ("input_features", "input_structure"),
     "layout": ("AtomLayout",),
+    "loader": ("BatchLoader",),
     "merging": ("merge_caches",),
     "read": ("read_structure",),
+    "sampling": ("Example", "example_weights", "find_examples"),
     "search": ("search_alignment",),
     "structure": ("Chain", "Structure"),
     "tokens": ("Tokens", "tokenize"),
@@ -70,15 +76,19 @@ __all__ = [
     "AlphaFoldInput",
     "AtomLayout",
     "Batch",
+    "BatchLoader",
+    "Buckets",
     "BuildReport",
     "Cache",
     "CachedDataset",
     "Chain",
     "DataError",
     "EntryReport",
+    "Example",
     "ExcludedError",
     "Features",
     "Sample",
+    "SampledDataset",
     "Structure",
     "Tokens",
     "build_cache",
@@ -87,8 +97,10 @@ __all__ = [
     "examine_cache",
     "example_batch",
     "example_features",
+    "example_weights",
     "featurize",
     "fetch",
+    "find_examples",
     "input_features",
     "input_structure",
     "make_batch",
