@@ -11,12 +11,18 @@ from megafold.data import cleaning
 from megafold.data.clashes import clashing_chains
 from megafold.data.components import component
 from megafold.data.constants import AMINO_ACIDS, DNA_NUCLEOTIDES, RNA_NUCLEOTIDES
-from megafold.data.drafts import AtomKey, DraftChain, Tables, count, read_chains, resolve_links
+from megafold.data.drafts import (
+    MAX_BOND_LENGTH,
+    AtomKey,
+    DraftChain,
+    Tables,
+    count,
+    read_chains,
+    resolve_links,
+)
 from megafold.data.errors import ExcludedError
 from megafold.data.layout import AtomLayout
 from megafold.data.structure import DNA, LIGAND, POLYMERS, PROTEIN, RNA, Structure
-
-MAX_BOND_LENGTH = 2.4  # angstrom; what is longer is no bond (supplement, table 5)
 
 STANDARD_RESIDUES = {
     PROTEIN: frozenset(AMINO_ACIDS),

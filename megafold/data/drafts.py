@@ -29,6 +29,8 @@ class LinkEnd(NamedTuple):
     atom_name: str
 
 
+MAX_BOND_LENGTH = 2.4  # angstrom; what is longer is no bond (supplement, table 5)
+
 Link = tuple[LinkEnd, LinkEnd]
 AtomKey = tuple[str, int, str]  # chain id, residue number, atom name
 
@@ -94,14 +96,39 @@ def read_chains(atoms: AtomArray, tables: Tables, removed: dict[str, int]) -> li
     chains = []
     for (copy, asym_id), rows in sorted(groups.items(), key=lambda item: item[0][0]):
         entity = str(atoms.label_entity_id[rows[0]])
-        if entity in tables.polymer_types or (
-            not tables.polymer_types and atoms.res_id[rows[0]] > 0
-        ):
-            chain = _read_polymer(atoms[rows], asym_id, copy, entity, tables, removed)
+        mine = atoms[rows]
+        if entity in tables.polymer_types or (not tables.polymer_types and mine.res_id[0] > 0):
+            apart = []
+            if entity not in tables.sequences:
+                mine, apart = _without_strangers(mine)
+            if len(mine):
+                chains.append(_read_polymer(mine, asym_id, copy, entity, tables, removed))
+            chains += [
+                _read_ligand(ligand, f"{asym_id}_{ligand.res_id[0]}", copy, removed)
+                for ligand in apart
+            ]
         else:
-            chain = _read_ligand(atoms[rows], asym_id, copy, removed)
-        chains.append(chain)
+            chains.append(_read_ligand(mine, asym_id, copy, removed))
     return chains
+
+
+def _without_strangers(atoms: AtomArray) -> tuple[AtomArray, list[AtomArray]]:
+    """A chain of a file without sequences, and the ligands that the file counts among it.
+
+    Some programs number a ligand as one more residue of the nearest chain. It belongs there only
+    where it is bonded to a residue beside it, as an acetyl group is.
+    """
+    names = dict(zip(atoms.res_id.tolist(), atoms.res_name.tolist(), strict=True))
+    strange = [number for number, name in names.items() if component_type(name) == LIGAND]
+    polymer, apart = np.ones(len(atoms), dtype=bool), []
+    for number in strange:
+        here = atoms.res_id == number
+        beside = (np.abs(atoms.res_id - number) == 1) & ~np.isin(atoms.res_id, strange)
+        distance = np.linalg.norm(atoms.coord[here][:, None] - atoms.coord[beside], axis=-1)
+        if distance.min(initial=np.inf) > MAX_BOND_LENGTH:
+            polymer &= ~here
+            apart.append(atoms[here])
+    return atoms[polymer], apart
 
 
 def _most_occupied(atoms: AtomArray, numbers: list[int]) -> dict[int, str]:
@@ -145,16 +172,34 @@ def _read_polymer(
                 )
         full = {n: seen.get(n, names[0]) for n, names in sorted(sequence.items())}
     components = list(full.values())
-    polymer = _POLYMER_TYPES.get(tables.polymer_types.get(entity, ""))
+    types = _residue_types(components, tables.polymer_types.get(entity, ""), sequence is not None)
     return DraftChain(
         asym_id=asym_id,
         copy=copy,
         is_polymer=True,
         numbers=list(full),
         components=components,
-        types=[polymer or component_type(name) for name in components],
+        types=types,
         atoms=_atoms_of_residues(atoms, numbers, seen, removed),
     )
+
+
+def _residue_types(components: list[str], declared: str, has_sequence: bool) -> list[str]:
+    """Kind of each residue of a polymer chain.
+
+    What the file declares holds for all, but for hybrids and for files without sequences, which
+    may put chains of several kinds into one entity: there the components say it, and a cap such
+    as acetyl is of the kind that most of the chain is.
+    """
+    polymer = _POLYMER_TYPES.get(declared)
+    if has_sequence and polymer is not None:
+        return [polymer] * len(components)
+    kinds = [component_type(name) for name in components]
+    if has_sequence:
+        return kinds
+    known = [kind for kind in kinds if kind != LIGAND]
+    most = max(sorted(set(known)), key=known.count) if known else polymer or LIGAND
+    return [most if kind == LIGAND else kind for kind in kinds]
 
 
 def _read_ligand(atoms: AtomArray, asym_id: str, copy: int, removed: dict[str, int]) -> DraftChain:
@@ -193,7 +238,7 @@ def resolve_links(chains: list[DraftChain], links: list[Link]) -> list[tuple[Ato
                     ends.append((chain, number, end.atom_name))
             if len(ends) == 2 and not _along_polymer(*ends):
                 found.append(tuple((c.chain_id, number, atom) for c, number, atom in ends))
-    return found
+    return list(dict.fromkeys(found))  # a bond in two locations is listed twice
 
 
 def _along_polymer(first: tuple[DraftChain, int, str], second: tuple[DraftChain, int, str]) -> bool:

@@ -34,7 +34,7 @@ ARRAY_FIELDS = (
 
 # Part of every cache key: raise it when a change alters any feature of any structure, or what
 # an entry holds beside the features.
-FEATURE_VERSION = 4
+FEATURE_VERSION = 5
 
 
 @dataclass(frozen=True)
