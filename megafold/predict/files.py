@@ -20,6 +20,7 @@ from megafold.data.write import write_mmcif
 from megafold.predict.run import Prediction
 
 _DECIMALS = 2
+_KINDS = ("model.cif", "summary_confidences.json", "confidences.json")
 
 
 def job_folder_name(name: str) -> str:
@@ -53,9 +54,10 @@ def write_predictions(predictions: Sequence[Prediction], out: str | Path) -> Pat
     filling = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}.", suffix=".tmp"))
     try:
         for prediction in predictions:
-            stem = f"{name}_{prediction.name}"
-            _write_one(prediction, filling / prediction.name, stem)
-        _write_one(predictions[0], filling, name)
+            _write_one(prediction, filling / prediction.name, f"{name}_{prediction.name}")
+        best = predictions[0].name
+        for kind in _KINDS:
+            shutil.copy(filling / best / f"{name}_{best}_{kind}", filling / f"{name}_{kind}")
         atomic_write(filling / "ranking_scores.csv", _ranking_scores(predictions).encode())
         filling.chmod(0o755)
         filling.rename(folder)
@@ -98,12 +100,10 @@ def confidences(prediction: Prediction) -> dict[str, object]:
 
 
 def _write_one(prediction: Prediction, folder: Path, stem: str) -> None:
-    write_mmcif(prediction.structure, folder / f"{stem}_model.cif", b_factors=prediction.atom_plddt)
-    for kind, content in (
-        ("summary_confidences", json.dumps(summary_confidences(prediction), indent=1)),
-        ("confidences", json.dumps(confidences(prediction), separators=(",", ":"))),
-    ):
-        atomic_write(folder / f"{stem}_{kind}.json", content.encode())
+    model, summary, full = (folder / f"{stem}_{kind}" for kind in _KINDS)
+    write_mmcif(prediction.structure, model, b_factors=prediction.atom_plddt)
+    atomic_write(summary, json.dumps(summary_confidences(prediction), indent=1).encode())
+    atomic_write(full, json.dumps(confidences(prediction), separators=(",", ":")).encode())
 
 
 def _ranking_scores(predictions: Sequence[Prediction]) -> str:
@@ -117,6 +117,8 @@ def _ranking_scores(predictions: Sequence[Prediction]) -> str:
 
 def _plain(value: np.ndarray | float) -> object:
     """Rounded numbers and lists of them; null for NaN, which JSON does not have."""
-    if isinstance(value, np.ndarray):
-        return [_plain(row) for row in (value if value.ndim > 1 else value.tolist())]
-    return None if math.isnan(value) else round(float(value), _DECIMALS)
+    if not isinstance(value, np.ndarray):
+        return None if math.isnan(value) else round(float(value), _DECIMALS)
+    rounded = value.astype(np.float64).round(_DECIMALS)
+    missing = np.isnan(rounded)
+    return (np.where(missing, None, rounded) if missing.any() else rounded).tolist()
