@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megafold import ops
 from megafold.bench import accuracy, cases
-from megafold.bench.memory import saved_bytes
+from megafold.bench.memory import peak_bytes, saved_bytes
+from megafold.ops.launcher import Launcher
 from megafold.ops.transition import launch, library, passes  # noqa: F401, registers the operators
 from megafold.ops.transition.variants import variants
 from tests.numerics import DEVICE
@@ -103,11 +104,25 @@ def test_second_derivative_is_refused_with_a_way_out(shape):
         torch.autograd.grad(sum(g.sum() for g in first), leaves)
 
 
+@each_plan
+def test_one_chunk_at_a_time_is_in_memory(shape, monkeypatch):
+    inputs, grad = drawn(shape.replace("M37", "M1024").replace("H32", "H128"))
+    inputs, leaves = leaves_of(inputs)
+    # What the kernels compute is no matter here, and interpreted they allocate, too.
+    monkeypatch.setattr(Launcher, "__call__", lambda self, *tensors: None)
+
+    def peak(step):
+        parts = [slice(start, start + step) for start in range(0, 1024, step)]
+        monkeypatch.setattr(launch, "chunks", lambda rows, per_row, x_bytes: parts)
+        return peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
+
+    hidden, channels = inputs["weight_gate"].shape
+    assert peak(256) - peak(128) <= 1.2 * 128 * 2 * (3 * hidden + 2 * channels)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", ["M40000 C128 H512", "M10000 C768 H1536"])
 def test_scratch_memory_is_within_its_bound(shape, monkeypatch):
-    from megafold.bench.memory import peak_bytes
-
     monkeypatch.setattr(launch, "SCRATCH_BYTES", 2**20)
     inputs, grad = drawn(shape, torch.bfloat16)
     inputs, leaves = leaves_of(inputs)

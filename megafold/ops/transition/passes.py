@@ -110,11 +110,7 @@ def backward(
                 of_chunk = of_chunk.sum(dim=0)
                 sums = of_chunk if sums is None else sums.add_(of_chunk)
             if hidden is not None:
-                activation, of_gate, of_value = hidden
-                products = (of_gate, normalised), (of_value, normalised), (of_grad, activation)
-                for i, (left, right) in enumerate(products):
-                    if for_products[i]:
-                        totals[i] = _plus_product(totals[i], left, right)
+                totals = _plus_products(totals, for_products, normalised, of_grad, hidden)
             del normalised, hidden  # before the next chunk's are made
     of_norm = (None, None)
     if sums is not None:  # results of an operator share no memory
@@ -219,6 +215,22 @@ def _chunks(flat_x: torch.Tensor, gate: torch.Tensor, elements_per_row: int):
 def _normalised(x: torch.Tensor, dtype: torch.dtype, norm: bool) -> torch.Tensor:
     """Where normalised rows go; the rows themselves where there is no norm."""
     return torch.empty(x.shape, dtype=dtype, device=x.device) if norm else x.to(dtype)
+
+
+def _plus_products(
+    totals: Sequence[torch.Tensor | None],
+    asked: Sequence[bool],
+    normalised: torch.Tensor,
+    grad: torch.Tensor,
+    hidden: Hidden,
+) -> list[torch.Tensor | None]:
+    """The gradients of the three weights with a chunk's share added, where they are asked for."""
+    activation, of_gate, of_value = hidden
+    products = (of_gate, normalised), (of_value, normalised), (grad, activation)
+    return [
+        _plus_product(total, *product) if one else None
+        for total, one, product in zip(totals, asked, products, strict=True)
+    ]
 
 
 def _plus_product(
