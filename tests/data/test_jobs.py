@@ -41,17 +41,27 @@ def ligand(ids: object, *codes: str) -> dict:
     return {"ligand": {"id": ids, "ccdCodes": list(codes)}}
 
 
-@pytest.mark.parametrize("sample_id", ["1CRN", "1LCD", "102M"])
+def described(chain) -> dict:
+    """The part of a job that describes a chain of a structure."""
+    if chain.chain_type == "ligand":
+        return ligand(chain.chain_id, *chain.components)
+    if chain.chain_type == "protein":
+        return protein(chain.sequence, chain.chain_id)
+    standard = {"rna": "AGCU", "dna": ("DA", "DG", "DC", "DT")}[chain.chain_type]
+    changes = [
+        {"modificationType": name, "basePosition": number}
+        for number, name in enumerate(chain.components, start=1)
+        if name not in standard
+    ]
+    fields = {"id": chain.chain_id, "sequence": chain.sequence, "modifications": changes}
+    return {chain.chain_type: fields}
+
+
+@pytest.mark.parametrize("sample_id", ["1CRN", "1LCD", "102M", "4P5J"])
 def test_a_job_that_describes_an_entry_has_the_features_of_the_entry(
     sample_id, structure_of, features_of
 ):
-    structure = structure_of(sample_id)
-    sequences = [
-        {chain.chain_type: {"id": chain.chain_id, "sequence": chain.sequence}}
-        if chain.chain_type != "ligand"
-        else ligand(chain.chain_id, *chain.components)
-        for chain in structure.chains
-    ]
+    sequences = [described(chain) for chain in structure_of(sample_id).chains]
     for path in sample_alignments(sample_id).values():
         text = gzip.decompress(path.read_bytes()).decode()
         sequences[0]["protein"] |= {"unpairedMsa": text, "pairedMsa": ""}
@@ -115,16 +125,14 @@ def test_the_same_smiles_has_the_same_name_and_another_has_another():
 
 def test_alignments_go_to_all_chains_of_their_entity():
     text = ">q\nACDE\n>h\nAC-E\n>h2\nACEaE\n"
-    described = job(
-        protein("ACDE", ["A", "B"], unpairedMsa=text, pairedMsa=""), protein("FGHI", "C")
-    )
-    features = input_features(described)
+    two = job(protein("ACDE", ["A", "B"], unpairedMsa=text, pairedMsa=""), protein("FGHI", "C"))
+    features = input_features(two)
     gap = RESTYPE_INDEX["GAP"]
     assert features.msa.shape == (3, 12)
     assert (features.msa[1] == gap).nonzero()[0].tolist() == [2, 6, 8, 9, 10, 11]
     assert features.deletions[2].tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
     assert not features.msa_mask[1:, 8:].any()
-    assert list(chains_without_alignment(described)) == ["C"]
+    assert list(chains_without_alignment(two)) == ["C"]
 
 
 def test_paired_rows_stand_side_by_side():
