@@ -59,7 +59,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             alignments=alignments,
         )
         folder = write_predictions(predictions, arguments.out)
-    except (ValueError, OSError) as error:  # DataError is a ValueError
+    except (ValueError, OSError, MemoryError) as error:  # DataError is a ValueError
         print(f"megafold: {error}", file=sys.stderr)
         return 2
     for one in predictions:

@@ -71,7 +71,7 @@ def _memorise(arguments: argparse.Namespace) -> int:
             seconds=None if arguments.minutes is None else 60 * arguments.minutes,
         )
         files = _write(run, device, Path(arguments.out))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         print(f"megafold: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - begin

@@ -240,6 +240,16 @@ def test_the_command_searches_alignments_where_it_is_given_a_database(input_file
     assert "no alignment" not in err
 
 
+def test_a_job_too_large_for_memory_is_refused_before_it_begins(
+    input_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("megafold.model.memory.available_memory", lambda device: 1000)
+    arguments = ["predict", str(input_file), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main([*arguments, "--untrained", "tiny"]) == 2
+    assert "megafold: sampling 3 tokens and" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_is_one_sentence_on_stderr(input_file, tmp_path, capsys):
     rest = ["--out", str(tmp_path / "out"), "--device", "cpu"]
     for arguments, message in (
