@@ -63,6 +63,8 @@ def candidates(kernel: str, bits: int, rows_per_bias: int) -> list[Config]:
             continue
         tile = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
         shapes = [tile] if kernel == launch.GRAD_BIAS else [{"ROWS": r, **tile} for r in rows]
+        if kernel == launch.GRAD_KV:
+            shapes = [{**one, "KEYS_FIRST": first} for one in shapes for first in (0, 1)]
         found += [
             Config(one, num_warps, num_stages, limit) for one in shapes for limit in registers
         ]

@@ -50,8 +50,9 @@ def check_floats(
 
 def autocast_enabled(device_type: str) -> bool:
     """Whether ``torch.autocast`` is in force for this type of device."""
-    available = torch.amp.autocast_mode.is_autocast_available(device_type)
-    return available and torch.is_autocast_enabled(device_type)
+    # Tensors without memory have none, and asking is an error. (`is_autocast_available` would
+    # say so, but torch.compile does not trace it before PyTorch 2.12.)
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def autocast(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from megafold.bench.tune import Trial
     from megafold.ops.tuning import Found
 
-BLOCKS, ROWS, WARPS = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 4, 8, 16)
+BLOCKS, WARPS = (16, 32, 64, 128, 256), (1, 2, 4, 8, 16)
+OTHERS = {"ROWS": (1, 2, 4, 8), "KEYS_FIRST": (0, 1)}
 STAGES = (1, 2, 3, 4, 5)
 CHIP = "sm_90"  # compiled for where there is no GPU
 
@@ -200,7 +201,7 @@ class KernelTuner:
         """Sliders for the blocks of the chosen kernel, at the configuration in force."""
         config = self._in_force().config
         self.blocks = {
-            name: _slider(name, BLOCKS if name.startswith("BLOCK") else ROWS)
+            name: _slider(name, BLOCKS if name.startswith("BLOCK") else OTHERS[name])
             for name in config.blocks
         }
         self._block_box.children = tuple(self.blocks.values())

@@ -17,7 +17,7 @@ CASE = case("evo_attention", "B1 S2 N20 H1 D16")
 
 
 def tried(kernel: str = launch.FORWARD, of=CASE, size: int = 16) -> tune.Trial:
-    blocks = {name: 1 if name == "ROWS" else size for name in block_names(kernel)}
+    blocks = {name: 1 if name in ("ROWS", "KEYS_FIRST") else size for name in block_names(kernel)}
     config, device = Config(blocks, 4, 1), torch.device(DEVICE)
     return tune.try_config(of, kernel, config, device, torch.float32, seconds=0.0)
 

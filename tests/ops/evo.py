@@ -67,9 +67,9 @@ def assert_same(actual: accuracy.Results, expected: accuracy.Results) -> None:
     assert [name for name, t in expected.items() if not torch.equal(actual[name], t)] == []
 
 
-def configs(rows: int, block_q: int, block_k: int) -> dict[str, ops.Config]:
+def configs(rows: int, block_q: int, block_k: int, keys_first: int = 0) -> dict[str, ops.Config]:
     """For each kernel a configuration of these block sizes."""
-    sizes = {"ROWS": rows, "BLOCK_Q": block_q, "BLOCK_K": block_k}
+    sizes = {"ROWS": rows, "BLOCK_Q": block_q, "BLOCK_K": block_k, "KEYS_FIRST": keys_first}
     names = {entry.kernel: entry.blocks for entry in tables()[DEFAULT]}
     return {
         kernel: ops.Config({name: sizes[name] for name in names[kernel]}, 4, 1)
@@ -78,9 +78,9 @@ def configs(rows: int, block_q: int, block_k: int) -> dict[str, ops.Config]:
 
 
 @contextmanager
-def blocks(rows: int, block_q: int, block_k: int) -> Iterator[None]:
+def blocks(rows: int, block_q: int, block_k: int, keys_first: int = 0) -> Iterator[None]:
     """Run every kernel with these block sizes."""
     with ExitStack() as stack:
-        for kernel, config in configs(rows, block_q, block_k).items():
+        for kernel, config in configs(rows, block_q, block_k, keys_first).items():
             stack.enter_context(ops.use_config(kernel, config))
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megafold.bench import cases
+from megafold.bench import accuracy, cases
 from megafold.ops.evo_attention import launch
 from tests.ops.evo import (
     DTYPES,
@@ -20,6 +20,7 @@ from tests.ops.evo import (
     blocks,
     fused,
     fused_results,
+    three_results,
 )
 
 # Numpy, which interprets, warns of infinities that the kernels then leave out.
@@ -61,7 +62,7 @@ def test_as_many_keys_as_one_likes(sizes, dtype):
 # One product of a weight and a gradient: the interpreter rounds where a GPU fuses operations.
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=ON_GPU), *DTYPES[1:]])
 def test_one_query(dtype):
-    assert_kernels_accurate(*attention("B2 S3 N1 K45 H2 D16", dtype))
+    assert_kernels_accurate(*attention("B2 S8 N1 K45 H2 D16", dtype))
 
 
 @each_dtype
@@ -169,10 +170,10 @@ def test_scale_is_what_it_is_set_to(scale, dtype):
     assert_kernels_accurate(*attention("B1 S2 N19 H1 D16", dtype), scale=scale)
 
 
-def cauchy(shape: str, dtype: torch.dtype, limit: float):
+def cauchy(shape: str, dtype: torch.dtype, limit: float, seed: int = 1):
     """Inputs with tails so heavy that one key often gets all the weight."""
-    inputs, grad = attention(shape, dtype)
-    generator = torch.Generator().manual_seed(1)
+    inputs, grad = attention(shape, dtype, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     drawn = {
         n: torch.empty(t.shape).cauchy_(generator=generator).clamp(-limit, limit).to(t)
         for n, t in inputs.items()
@@ -188,7 +189,21 @@ def test_heavy_tails_in_half_precision(dtype):
 
 
 def test_heavy_tails_in_single_precision():
-    assert_kernels_accurate(*cauchy("B1 S3 N40 H2 D32", torch.float32, limit=1e6))
+    """On (geometric) average over draws, and in all together.
+
+    With logits up to a million one rounding of one near tie decides a draw: eager's own error is
+    two hundred times as large in some draws as in others.
+    """
+    ratios, ours, eagers = [], [], []
+    for seed in range(9):
+        inputs, grad = cauchy("B1 S3 N40 H2 D32", torch.float32, 1e6, seed)
+        compared = accuracy.compare(*three_results(inputs, grad))
+        ratios.append([c.error / c.eager_error for c in compared])
+        ours.append([c.error for c in compared])
+        eagers.append([c.eager_error for c in compared])
+    assert (torch.tensor(ratios).log().mean(dim=0).exp() <= accuracy.FACTOR).all()
+    together = torch.tensor(ours).norm(dim=0) / torch.tensor(eagers).norm(dim=0)
+    assert (together <= accuracy.FACTOR).all()
 
 
 # Gradients that are differences of almost equal numbers.
@@ -196,7 +211,7 @@ def test_heavy_tails_in_single_precision():
 
 @pytest.mark.parametrize("keys", [1, 2, 3])
 def test_few_keys(keys):
-    inputs, grad = attention(f"B1 S16 N{keys} H1 D16")
+    inputs, grad = attention(f"B1 S16 N{keys} H4 D16")
     assert_kernels_accurate({**inputs, "mask": None}, grad)
 
 
@@ -209,7 +224,7 @@ def test_few_keys_that_are_not_masked():
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_weights_with_a_peak(scale):
-    assert_kernels_accurate(*attention("B1 S4 N19 H1 D16"), scale=scale)
+    assert_kernels_accurate(*attention("B1 S12 N19 H1 D16"), scale=scale)
 
 
 @each_dtype
@@ -222,9 +237,11 @@ def test_large_logits_neither_overflow_nor_lose_weights(dtype):
     torch.testing.assert_close(fused(ones), ones["v"])  # weights sum to one
 
 
-# ROWS, BLOCK_Q, BLOCK_K. Neither 40 tokens nor 3 or 6 rows are multiples of most.
+# ROWS, BLOCK_Q, BLOCK_K, KEYS_FIRST. Neither 40 tokens nor 3 or 6 rows are multiples of most.
 @pytest.mark.parametrize(
-    "sizes", [(1, 16, 16), (1, 16, 32), (2, 32, 16), (3, 16, 64), (4, 64, 16)], ids=str
+    "sizes",
+    [(1, 16, 16, 0), (1, 16, 32, 1), (2, 32, 16, 1), (3, 16, 64, 0), (4, 64, 16, 1)],
+    ids=str,
 )
 @pytest.mark.parametrize("shape", ["B1 S3 N40 H1 D16", "B2 S1 N23 K40 H1 D8 shared"])
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float32, marks=ON_GPU)])
@@ -234,7 +251,7 @@ def test_block_sizes_change_nothing_but_rounding(sizes, shape, dtype):
         assert_kernels_accurate(inputs, grad)
 
 
-@pytest.mark.parametrize("sizes", [(1, 16, 32), (3, 32, 16)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 16, 32, 0), (3, 32, 16, 1)], ids=str)
 def test_block_sizes_in_single_precision(sizes):
     inputs, grad = attention("B1 S4 N33 H1 D16")
     with blocks(*sizes):
@@ -243,11 +260,26 @@ def test_block_sizes_in_single_precision(sizes):
 
 @pytest.mark.gpu
 @each_dtype
-@pytest.mark.parametrize("sizes", [(1, 64, 64), (2, 128, 32), (2, 32, 128), (3, 64, 32)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 64, 64, 0), (1, 32, 64, 1), (2, 128, 32, 0), (2, 32, 128, 1), (3, 64, 32, 1)],
+    ids=str,
+)
 def test_large_blocks(sizes, dtype):
     inputs, grad = attention("B2 S5 N201 H2 D32", dtype)
     with blocks(*sizes):
         assert_kernels_accurate(inputs, grad)
+
+
+def test_many_rows_share_a_transposed_copy_of_the_bias(monkeypatch):
+    """Where logits are held as [keys, queries], the bias is read along its queries."""
+    copied = []
+    real = launch.along_queries
+    monkeypatch.setattr(launch, "along_queries", lambda *a: copied.append(real(*a)) or copied[-1])
+    inputs, grad = attention("B1 S9 N23 K19 H2 D8", torch.float16)
+    with blocks(2, 16, 16, 1):
+        assert_kernels_accurate(inputs, grad)
+    assert copied[0].stride(-2) == 1
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])

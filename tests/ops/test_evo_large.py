@@ -87,12 +87,18 @@ def test_more_programs_than_2_to_the_16():
     )
 
 
+@pytest.mark.parametrize("shape", ["B1 S8 N100 H4 D32", "B1 S1 N111 H2 D64", "B2 S3 N64 H2 D128"])
 @pytest.mark.parametrize("allowed", [False, True])
-def test_fp32_products_are_as_torch_is_set_to(allowed, monkeypatch):
+def test_fp32_products_are_as_torch_is_set_to(allowed, shape, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
-    for shape in ("B1 S8 N100 H4 D32", "B1 S1 N111 H2 D64", "B2 S3 N64 H2 D128"):
-        fused, eager, exact = three_results(*attention(shape))
-        assert_accurate(fused, eager, exact)
-    error = (fused["output"].double() - exact["output"]).norm() / exact["output"].norm()
+    fused, eager, exact = three_results(*attention(shape))
+    error, eager_error = (
+        float((results["output"].double() - exact["output"]).norm() / exact["output"].norm())
+        for results in (fused, eager)
+    )
     tf32 = allowed and torch.version.hip is None
     assert (error > 2e-5) == tf32  # products of 10 bits, or of 23
+    if tf32 and eager_error < 2e-5:  # allowed to round, cuBLAS does not for every shape
+        assert error < torch.finfo(torch.bfloat16).eps / 8  # that of 10 bits
+    else:
+        assert_accurate(fused, eager, exact)

@@ -17,7 +17,7 @@ WIDE = "B1 S384 N384 H4 D32"
 
 
 def config(kernel: str = launch.FORWARD, size: int = 64) -> Config:
-    blocks = {name: 1 if name == "ROWS" else size for name in block_names(kernel)}
+    blocks = {name: 1 if name in ("ROWS", "KEYS_FIRST") else size for name in block_names(kernel)}
     return Config(blocks, num_warps=4, num_stages=2)
 
 

@@ -85,7 +85,7 @@ KERNEL = "evo_attention.forward"
 
 
 def small(**options):
-    blocks = {name: 1 if name == "ROWS" else 32 for name in block_names(KERNEL)}
+    blocks = {name: 1 if name in ("ROWS", "KEYS_FIRST") else 32 for name in block_names(KERNEL)}
     return Config(blocks, **{"num_warps": 4, "num_stages": 1, **options})
 
 

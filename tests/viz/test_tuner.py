@@ -24,7 +24,7 @@ H200 = "NVIDIA H200"
 
 
 def config(block_q: int = 64, kernel: str = FORWARD, **options: int) -> Config:
-    blocks = {name: 1 if name == "ROWS" else 64 for name in block_names(kernel)}
+    blocks = {name: 1 if name in ("ROWS", "KEYS_FIRST") else 64 for name in block_names(kernel)}
     return Config({**blocks, "BLOCK_Q": block_q}, **{"num_warps": 4, "num_stages": 2, **options})
 
 

@@ -6,7 +6,11 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
+    add_dot,
+    ahead,
     at,
+    dot,
+    grad_logits,
     load_bias,
     load_kept,
     load_row,
@@ -24,7 +28,7 @@ from megafold.ops.evo_attention.tiles import (
 def grad_q_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats,  # as in the forward kernel
     p_grad,  # gradient of out, [B, S, N, H, D], any strides
-    p_delta,  # fp32 [B S, H, N], written: sum_d out grad / sum of the weights
+    p_delta,  # fp32 [B S, H, N], written: sum_d out grad, over the sum of the weights unless EXACT
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_grad_bias,  # [B, H, N, M], contiguous, written where STORE_BIAS
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
@@ -40,7 +44,7 @@ def grad_q_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
-    WALK: tl.constexpr,  # whether delta is summed over the keys, not taken from the output
+    EXACT: tl.constexpr,
     STORE_Q: tl.constexpr,  # whether the gradient of q is asked for
     STORE_BIAS: tl.constexpr,  # whether that of a bias is which no rows share
     ROWS: tl.constexpr,
@@ -61,7 +65,6 @@ def grad_q_kernel(
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
-    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     i_first = row(i_group, 0, rows_per_bias, ROWS)
     if HAS_BIAS:
@@ -101,8 +104,8 @@ def grad_q_kernel(
             p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0),)
         else:
             p_mr = p_mr + (0,)
-        b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK),)
-        if WALK:
+        b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK, EVEN_K),)
+        if EXACT:
             # Where one key has all the weight, its gradient is a difference of near equals that
             # has to cancel as it does in PyTorch: delta from the very products that it is taken
             # from, for one more walk over the keys.
@@ -120,13 +123,12 @@ def grad_q_kernel(
                 b_v = load_tile(
                     p_vr[r], start, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D
                 )
-                b_kept = load_kept(p_mr[r], start, o_k, stride_mk, keys, HAS_MASK)
-                b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
+                b_kept = load_kept(p_mr[r], start, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
+                b_s = dot(b_q[r], tl.trans(b_k), PRECISION)
                 b_x = logits(b_s, b_bias, b_kept, scale, HAS_BIAS, SELECT)
                 b_p = weights(b_x, b_shift[r][:, None], EXACT)
-                b_dp = tl.dot(b_do[r], tl.trans(b_v), input_precision=PRECISION)
-                b_d += tl.sum(b_p * (b_dp * b_r[:, None]), 1)
-            b_d *= b_r
+                b_dp = dot(b_do[r], tl.trans(b_v), PRECISION)
+                b_d += tl.sum((b_p * b_r[:, None]) * b_dp, 1)
         else:
             p_or = p_out + (i_row.to(tl.int64) * queries * heads + i_head) * width
             b_o = load_tile(p_or, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
@@ -135,6 +137,7 @@ def grad_q_kernel(
         b_delta = b_delta + (b_d,)
     if STORE_Q or STORE_BIAS:
         for start in range(0, keys, BLOCK_K):
+            i_next = ahead(start, BLOCK_K, keys, EVEN_K)
             b_bias = None
             if HAS_BIAS:
                 b_bias = load_bias(
@@ -151,22 +154,21 @@ def grad_q_kernel(
                     p_vr[r], start, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D
                 )
                 n_next = n_next + (
-                    load_kept(p_mr[r], start + BLOCK_K, o_k, stride_mk, keys, HAS_MASK),
+                    load_kept(p_mr[r], i_next, o_k, stride_mk, keys, HAS_MASK, EVEN_K),
                 )
-                b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
+                b_s = dot(b_q[r], tl.trans(b_k), PRECISION)
                 b_x = logits(b_s, b_bias, b_next[r], scale, HAS_BIAS, SELECT)
                 b_p = weights(b_x, b_shift[r][:, None], EXACT)
-                b_dp = tl.dot(b_do[r], tl.trans(b_v), input_precision=PRECISION)
-                # One over the sum stands with the gradients: two operations, not three.
-                b_ds = b_p * (b_dp * b_inverse[r][:, None] - b_delta[r][:, None])
+                b_dp = dot(b_do[r], tl.trans(b_v), PRECISION)
+                b_ds = grad_logits(
+                    b_p, b_dp, b_inverse[r][:, None], b_delta[r][:, None], EXACT
+                )  # fmt: skip
                 if STORE_BIAS:
                     p_tile = p_grad_bias + start + (o_q.to(tl.int64)[:, None] * keys + o_k[None, :])
                     m = (o_q < queries_left)[:, None] & (start + o_k < keys)[None, :]
                     tl.store(p_tile, b_ds.to(p_grad_bias.dtype.element_ty), mask=m)
                 if STORE_Q:
-                    n_dq = n_dq + (
-                        tl.dot(b_ds.to(b_k.dtype), b_k, acc=b_dq[r], input_precision=PRECISION),
-                    )
+                    n_dq = n_dq + (add_dot(b_ds.to(b_k.dtype), b_k, b_dq[r], PRECISION),)
                 else:
                     n_dq = n_dq + (b_dq[r],)
             b_next = n_next
@@ -180,6 +182,33 @@ def grad_q_kernel(
                 p, b_dq[r] * scale, i_q, o_q, o_d, heads * width, queries, width,
                 EVEN_Q and EVEN_D,
             )  # fmt: skip
+
+
+@triton.jit
+def product(b_k, b_q, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """Of every key and every query, ``[keys, queries]`` or ``[queries, keys]``."""
+    if KEYS_FIRST:
+        return dot(b_k, tl.trans(b_q), PRECISION)
+    else:
+        return dot(b_q, tl.trans(b_k), PRECISION)
+
+
+@triton.jit
+def of_query(b, KEYS_FIRST: tl.constexpr):
+    """A number for each query, beside a :func:`product`."""
+    if KEYS_FIRST:
+        return b[None, :]
+    else:
+        return b[:, None]
+
+
+@triton.jit
+def of_keys(b, KEYS_FIRST: tl.constexpr):
+    """A :func:`product` as ``[keys, queries]``."""
+    if KEYS_FIRST:
+        return b
+    else:
+        return tl.trans(b)
 
 
 @triton.jit
@@ -201,8 +230,10 @@ def grad_kv_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
     STORE_K: tl.constexpr,  # whether the gradient of k is asked for
     STORE_V: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,  # whether logits are held as [keys, queries]
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -221,7 +252,6 @@ def grad_kv_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
-    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     p_qr = ()
     p_gr = ()
@@ -262,42 +292,50 @@ def grad_kv_kernel(
         b_shift = n_shift
         b_inverse = n_inverse
         b_delta = n_delta
-        ahead = start + BLOCK_Q
+        i_next = ahead(start, BLOCK_Q, queries, EVEN_Q)
         n_shift = ()
         n_inverse = ()
         n_delta = ()
         n_dk = ()
         n_dv = ()
         b_bias = None
-        if HAS_BIAS:  # [BLOCK_Q, BLOCK_K]
-            b_bias = load_bias(
-                p_bias + long(start) * stride_bq, 0, o_q, o_k, stride_bq, stride_bk,
-                queries - start, keys_left, EVEN_Q, EVEN_K,
-            )  # fmt: skip
+        if HAS_BIAS:  # [BLOCK_K, BLOCK_Q] or [BLOCK_Q, BLOCK_K]
+            if KEYS_FIRST:
+                b_bias = load_bias(
+                    p_bias, start, o_k, o_q, stride_bk, stride_bq, keys_left, queries,
+                    EVEN_K, EVEN_Q,
+                )  # fmt: skip
+            else:
+                b_bias = load_bias(
+                    p_bias + long(start) * stride_bq, 0, o_q, o_k, stride_bq, stride_bk,
+                    queries - start, keys_left, EVEN_Q, EVEN_K,
+                )  # fmt: skip
         for r in tl.static_range(ROWS):
             p_r = p_stats + i_stats[r]
-            n_shift = n_shift + (load_row(p_r, ahead, o_q, queries, False),)
-            n_inverse = n_inverse + (load_row(p_r + stride_inverse, ahead, o_q, queries, False),)
-            n_delta = n_delta + (load_row(p_delta + i_stats[r], ahead, o_q, queries, False),)
+            n_shift = n_shift + (load_row(p_r, i_next, o_q, queries, EVEN_Q),)
+            n_inverse = n_inverse + (load_row(p_r + stride_inverse, i_next, o_q, queries, EVEN_Q),)
+            n_delta = n_delta + (load_row(p_delta + i_stats[r], i_next, o_q, queries, EVEN_Q),)
             b_q = load_tile(
                 p_qr[r], start, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D
             )
             b_do = load_tile(
                 p_gr[r], start, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D
             )
-            b_s = tl.dot(b_q, tl.trans(b_k[r]), input_precision=PRECISION)
+            b_s = product(b_k[r], b_q, KEYS_FIRST, PRECISION)
             b_x = logits(b_s, b_bias, None, scale, HAS_BIAS, False)
-            b_p = weights(b_x, b_shift[r][:, None], EXACT)
+            b_p = weights(b_x, of_query(b_shift[r], KEYS_FIRST), EXACT)
+            b_i = of_query(b_inverse[r], KEYS_FIRST)
             b_a = b_dv[r]
             if STORE_V:
-                b_w = (b_p * b_inverse[r][:, None]).to(b_do.dtype)
-                b_a = tl.dot(tl.trans(b_w), b_do, acc=b_a, input_precision=PRECISION)
+                b_w = of_keys((b_p * b_i).to(b_do.dtype), KEYS_FIRST)
+                b_a = add_dot(b_w, b_do, b_a, PRECISION)
             n_dv = n_dv + (b_a,)
             b_a = b_dk[r]
             if STORE_K:
-                b_dp = tl.dot(b_do, tl.trans(b_v[r]), input_precision=PRECISION)
-                b_ds = (b_p * (b_dp * b_inverse[r][:, None] - b_delta[r][:, None])).to(b_q.dtype)
-                b_a = tl.dot(tl.trans(b_ds), b_q, acc=b_a, input_precision=PRECISION)
+                b_dp = product(b_v[r], b_do, KEYS_FIRST, PRECISION)
+                b_ds = grad_logits(b_p, b_dp, b_i, of_query(b_delta[r], KEYS_FIRST), EXACT)
+                b_ds = of_keys(b_ds.to(b_q.dtype), KEYS_FIRST)
+                b_a = add_dot(b_ds, b_q, b_a, PRECISION)
             n_dk = n_dk + (b_a,)
         b_dk = n_dk
         b_dv = n_dv
@@ -309,7 +347,7 @@ def grad_kv_kernel(
         b_b = b_dv[r]
         if HAS_MASK:
             p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
-            b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
+            b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
             b_a = tl.where(b_kept[:, None], b_a, 0.0)
             b_b = tl.where(b_kept[:, None], b_b, 0.0)
         i_out = (i_row.to(tl.int64) * keys * heads + i_head) * width
@@ -338,6 +376,8 @@ def grad_bias_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+    WRAP: tl.constexpr,  # whether rows of several batch entries share the bias
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -356,7 +396,6 @@ def grad_bias_kernel(
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
-    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     i_bias = i_rest % biases
     first = (i_rest // biases) * rows_per_group
@@ -380,10 +419,17 @@ def grad_bias_kernel(
     if HAS_MASK:
         p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
     left = queries - i_q
+    step_q, step_k, step_v, step_g = (
+        long(stride_qs),
+        long(stride_ks),
+        long(stride_vs),
+        long(stride_gs),
+    )
+    step_s, step_m = long(heads * queries), long(stride_ms)
     n_shift = load_row(p_sr, 0, o_q, left, EVEN_Q)
     n_inverse = load_row(p_sr + stride_inverse, 0, o_q, left, EVEN_Q)
     n_delta = load_row(p_dr, 0, o_q, left, EVEN_Q)
-    n_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK)
+    n_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
     for i in range(first + 1, last + 1):
         b_q = load_tile(p_qr, i_q, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D)
         b_k = load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D)
@@ -393,26 +439,35 @@ def grad_bias_kernel(
         b_inverse = n_inverse
         b_delta = n_delta
         b_kept = n_kept
-        # On to the next row, whose statistics and mask are read ahead (none after the last).
-        i_next = i_bias * rows_per_bias + i
-        p_qr = next_row(p_qr, i_next, rows, stride_qb, stride_qs)
-        p_kr = next_row(p_kr, i_next, rows, stride_kb, stride_ks)
-        p_vr = next_row(p_vr, i_next, rows, stride_vb, stride_vs)
-        p_gr = next_row(p_gr, i_next, rows, stride_gb, stride_gs)
-        p_sr += heads * queries
-        p_dr += heads * queries
-        more = tl.where(i < last, left, 0)
-        n_shift = load_row(p_sr, 0, o_q, more, False)
-        n_inverse = load_row(p_sr + stride_inverse, 0, o_q, more, False)
-        n_delta = load_row(p_dr, 0, o_q, more, False)
+        # On to the next row, whose statistics and mask are read ahead (the last one's twice).
+        if WRAP:
+            i_next = i_bias * rows_per_bias + i
+            p_qr = next_row(p_qr, i_next, rows, stride_qb, stride_qs)
+            p_kr = next_row(p_kr, i_next, rows, stride_kb, stride_ks)
+            p_vr = next_row(p_vr, i_next, rows, stride_vb, stride_vs)
+            p_gr = next_row(p_gr, i_next, rows, stride_gb, stride_gs)
+            if HAS_MASK and i < last:
+                p_mr = next_row(p_mr, i_next, rows, stride_mb, stride_ms)
+        else:
+            p_qr += step_q
+            p_kr += step_k
+            p_vr += step_v
+            p_gr += step_g
+            if HAS_MASK:
+                p_mr += tl.where(i < last, step_m, 0)
+        more = tl.where(i < last, step_s, 0)
+        p_sr += more
+        p_dr += more
+        n_shift = load_row(p_sr, 0, o_q, left, EVEN_Q)
+        n_inverse = load_row(p_sr + stride_inverse, 0, o_q, left, EVEN_Q)
+        n_delta = load_row(p_dr, 0, o_q, left, EVEN_Q)
         if HAS_MASK:
-            p_mr = next_row(p_mr, i_next, rows, stride_mb, stride_ms)
-            n_kept = load_kept(p_mr, i_k, o_k, stride_mk, tl.where(i < last, keys, 0), HAS_MASK)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            n_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
+        b_s = dot(b_q, tl.trans(b_k), PRECISION)
         b_x = logits(b_s, b_bias, b_kept, scale, HAS_BIAS, SELECT)
         b_p = weights(b_x, b_shift[:, None], EXACT)
-        b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
-        b_sum += b_p * (b_dp * b_inverse[:, None] - b_delta[:, None])
+        b_dp = dot(b_do, tl.trans(b_v), PRECISION)
+        b_sum += grad_logits(b_p, b_dp, b_inverse[:, None], b_delta[:, None], EXACT)
 
     p = p_grad_bias + ((i_rest.to(tl.int64) * heads + i_head) * queries + i_q) * keys + i_k
     m = (o_q < left)[:, None] & (i_k + o_k < keys)[None, :]

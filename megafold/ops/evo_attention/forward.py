@@ -17,7 +17,10 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
+    add_dot,
+    ahead,
     at,
+    dot,
     load_bias,
     load_kept,
     load_tile,
@@ -58,6 +61,7 @@ def forward_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
+    EXACT: tl.constexpr,  # whether 16 bits are too few: fp32, or few keys
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -76,7 +80,6 @@ def forward_kernel(
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
-    EXACT: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     p_kr = ()
     p_vr = ()
@@ -98,7 +101,7 @@ def forward_kernel(
             p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0),)
         else:
             p_mr = p_mr + (0,)
-        b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK),)
+        b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK, EVEN_K),)
         b_acc = b_acc + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
         b_max = b_max + (tl.full([BLOCK_Q], float("-inf"), tl.float32),)
         b_sum = b_sum + (tl.zeros([BLOCK_Q], tl.float32),)
@@ -108,6 +111,7 @@ def forward_kernel(
     queries_left = queries - i_q
 
     for start in range(0, keys, BLOCK_K):
+        i_next = ahead(start, BLOCK_K, keys, EVEN_K)
         b_bias = None
         if HAS_BIAS:  # [BLOCK_Q, BLOCK_K], read through its columns
             b_bias = load_bias(
@@ -125,15 +129,15 @@ def forward_kernel(
                 p_vr[r], start, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D
             )
             # The mask is read a block ahead: nothing else would hide the time that takes.
-            n_next = n_next + (load_kept(p_mr[r], start + BLOCK_K, o_k, stride_mk, keys, HAS_MASK),)
-            b_s = tl.dot(b_q[r], tl.trans(b_k), input_precision=PRECISION)
+            n_next = n_next + (load_kept(p_mr[r], i_next, o_k, stride_mk, keys, HAS_MASK, EVEN_K),)
+            b_s = dot(b_q[r], tl.trans(b_k), PRECISION)
             b_x = logits(b_s, b_bias, b_next[r], scale, HAS_BIAS, SELECT)
             b_new = tl.maximum(b_max[r], tl.max(b_x, 1))
             b_shift = shift_of(b_new, EXACT)
             b_p = weights(b_x, b_shift[:, None], EXACT)
             b_old = weights(b_max[r], b_shift, EXACT)
             b_a = b_acc[r] * b_old[:, None]
-            n_acc = n_acc + (tl.dot(b_p.to(b_v.dtype), b_v, acc=b_a, input_precision=PRECISION),)
+            n_acc = n_acc + (add_dot(b_p.to(b_v.dtype), b_v, b_a, PRECISION),)
             n_sum = n_sum + (b_sum[r] * b_old + tl.sum(b_p, 1),)
             n_max = n_max + (b_new,)
         b_next = n_next

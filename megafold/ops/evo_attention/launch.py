@@ -21,7 +21,8 @@ GRAD_BIAS = "evo_attention.grad_bias"
 KERNELS = (FORWARD, GRAD_Q, GRAD_KV, GRAD_BIAS)
 
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
-FEW_KEYS = 16  # up to which the rounded output is no good to take delta from
+FEW_KEYS = 16  # up to which gradients are differences of near equals
+ROWS_FOR_COPY = 8  # that share a bias, from which a transposed copy of it is made
 WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
 
 
@@ -144,12 +145,7 @@ def launch_grad_q(
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q.device, q.dtype).config
-    walk = q.dtype == torch.float32 or problem.keys <= FEW_KEYS
-    stored = (
-        ("WALK", walk),
-        ("STORE_Q", grad_q is not None),
-        ("STORE_BIAS", grad_bias is not None),
-    )
+    stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), stored,
         layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
@@ -161,6 +157,8 @@ def launch_grad_q(
 def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q.device, q.dtype).config
+    if config.blocks["KEYS_FIRST"]:
+        bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
     launcher = _by_rows(
         grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale, _precision(q), stored,
@@ -215,7 +213,7 @@ def _by_rows(
     groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
     size = problem.queries if split == "BLOCK_Q" else problem.keys
     programs = triton.cdiv(size, blocks[split]) * problem.heads * groups
-    constants = {**_constants(problem, precision, mask, bias, blocks), **dict(stored)}
+    constants = {**_constants(problem, q, precision, mask, bias, blocks), **dict(stored)}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     return Launcher(kernel, programs, numbers, constants, config.options)
 
@@ -229,7 +227,8 @@ def _bias_sums(
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one tile of the bias in ``per_group`` rows."""
     blocks = _fitted(config.blocks, problem)
-    constants = _constants(problem, precision, mask, bias, blocks)
+    wrap = problem.rows_per_bias > problem.rows
+    constants = {**_constants(problem, q, precision, mask, bias, blocks), "WRAP": wrap}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     numbers = (*numbers, problem.biases, per_group)
     return Launcher(kernel, programs, numbers, constants, config.options)
@@ -272,6 +271,16 @@ def readable(bias: torch.Tensor | None) -> torch.Tensor | None:
     return bias.contiguous()
 
 
+def along_queries(bias: torch.Tensor | None, problem: Problem) -> torch.Tensor | None:
+    """The bias with neighbours in memory along queries, where enough rows share a copy of it.
+
+    The gradients of k and v walk over queries and hold logits ``[keys, queries]``.
+    """
+    if bias is None or bias.stride(-2) == 1 or problem.rows_per_bias < ROWS_FOR_COPY:
+        return bias
+    return bias.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
@@ -287,19 +296,25 @@ def _fitted(blocks, problem: Problem) -> dict[str, int]:
 
 
 def _constants(
-    problem: Problem, precision: str, mask: Layout | None, bias: Layout | None, blocks
+    problem: Problem, q: Layout, precision: str, mask: Layout | None, bias: Layout | None, blocks
 ) -> dict[str, object]:
     block_d = padded_width(problem.width)
     return {
         "HAS_MASK": mask is not None,
         "HAS_BIAS": bias is not None,
-        "EVEN_Q": problem.queries % blocks["BLOCK_Q"] == 0,
-        "EVEN_K": problem.keys % blocks["BLOCK_K"] == 0,
+        "EVEN_Q": fits(problem.queries, blocks["BLOCK_Q"]),
+        "EVEN_K": fits(problem.keys, blocks["BLOCK_K"]),
         "EVEN_D": problem.width == block_d,
         "PRECISION": precision,
+        "EXACT": q[1] == torch.float32 or problem.keys <= FEW_KEYS,
         "BLOCK_D": block_d,
         **blocks,
     }
+
+
+def fits(size: int, block: int) -> bool:
+    """Whether blocks fill a dimension, so that no read needs a mask; none fills an empty one."""
+    return size > 0 and size % block == 0
 
 
 def _precision(q: torch.Tensor) -> str:

@@ -54,14 +54,28 @@ def load_row(p, start, o, n, EVEN: tl.constexpr):
 
 
 @triton.jit
-def load_kept(p_mask, start, o_k, stride_mk, keys, HAS_MASK: tl.constexpr):
+def load_kept(p_mask, start, o_k, stride_mk, keys, HAS_MASK: tl.constexpr, EVEN: tl.constexpr):
     """Which keys ``start + o_k`` of one row there are and the mask allows, bool."""
     if HAS_MASK:
-        # Also asked for one block beyond the end: loops load a block ahead.
         p = p_mask + long(start) * stride_mk + o_k.to(tl.int64) * stride_mk
-        return tl.load(p, mask=start + o_k < keys, other=0) != 0
+        if EVEN:
+            return tl.load(p) != 0
+        else:
+            return tl.load(p, mask=start + o_k < keys, other=0) != 0
     else:
         return start + o_k < keys
+
+
+@triton.jit
+def ahead(start, BLOCK: tl.constexpr, n, EVEN: tl.constexpr):
+    """Where the next block begins; after the last one of an even number, the last one again.
+
+    So that reading a block ahead needs no mask where blocks fit.
+    """
+    if EVEN:
+        return tl.minimum(start + BLOCK, n - BLOCK)
+    else:
+        return start + BLOCK
 
 
 @triton.jit
@@ -89,6 +103,42 @@ def next_row(p, i_next, rows, stride_b, stride_s):
     if i_next % rows == 0:
         step = long(stride_b) - long(rows - 1) * stride_s
     return p + step
+
+
+@triton.jit
+def dot(b_a, b_b, PRECISION: tl.constexpr):
+    """``b_a @ b_b``; fp32 in TF32 rounds its operands, as cuBLAS does, where Triton cuts them."""
+    return tl.dot(operand(b_a, PRECISION), operand(b_b, PRECISION), input_precision=PRECISION)
+
+
+@triton.jit
+def add_dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
+    """``b_sum + b_a @ b_b``."""
+    return tl.dot(
+        operand(b_a, PRECISION), operand(b_b, PRECISION), acc=b_sum, input_precision=PRECISION
+    )
+
+
+@triton.jit
+def operand(b, PRECISION: tl.constexpr):
+    """What a product in TF32 takes of an fp32: the nearest number of 10 bits."""
+    if PRECISION == "tf32" and b.dtype == tl.float32:
+        return ((b.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    else:
+        return b
+
+
+@triton.jit
+def grad_logits(b_p, b_dp, b_inverse, b_delta, EXACT: tl.constexpr):
+    """Gradient of the logits, from unnormalised weights and the gradient of the weights.
+
+    One over the sum stands with the gradients: two operations, not three. With EXACT (delta is
+    not divided by the sum then) everything cancels as it does in PyTorch.
+    """
+    if EXACT:
+        return (b_p * b_inverse) * (b_dp - b_delta)
+    else:
+        return b_p * (b_dp * b_inverse - b_delta)
 
 
 @triton.jit
