@@ -60,6 +60,8 @@ class Operator:
     check: Callable[..., None]  # raises for bad input; the same signature
     kernels: str | None  # what Triton computes of it; None where there is no kernel
     configs: Callable[..., tuple[str, ...]] | None = None  # block sizes, in words, for a call
+    # Why the kernels cannot take a (main) input of its shape; None where they can.
+    limit: Callable[[torch.Tensor], str | None] | None = None
 
 
 REGISTRY: dict[str, Operator] = {}
@@ -107,7 +109,8 @@ def choose(operator: str, tensor: torch.Tensor) -> Choice:
     """The implementation for a call of ``operator`` whose (main) input is ``tensor``.
 
     Raises:
-        NotImplementedError: Triton was asked for and the operator has no Triton kernel.
+        NotImplementedError: Triton was asked for and the operator has no Triton kernel, or none
+            for an input of this shape.
         RuntimeError: Triton was asked for and cannot run on this device.
         TypeError: Triton was asked for and takes no input of this dtype.
     """
@@ -181,6 +184,10 @@ def _obstacle(
         return RuntimeError, "triton is not installed"
     if tensor.dtype not in TRITON_DTYPES:
         return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"
+    limit = REGISTRY[operator].limit
+    too_much = None if limit is None else limit(tensor)
+    if too_much is not None:
+        return NotImplementedError, too_much
     if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and _interpreted()):
         return None
     return RuntimeError, (

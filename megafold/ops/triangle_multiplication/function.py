@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import check_floats, check_mask, check_shape, described
+from megafold.ops.checks import autocast, check_floats, check_mask, check_shape, described
 from megafold.ops.triangle_multiplication.reference import reference
 
 NAME = "triangle_multiplication"
+WIDEST = 256  # channels of which a kernel holds whole rows
 
 
 def triangle_multiplication(
@@ -65,8 +66,16 @@ def triangle_multiplication(
         g_out_weight,
     )
     check(*tensors, outgoing=outgoing, eps=eps)
-    dispatch.choose(NAME, z)
-    return reference(*tensors, outgoing=outgoing, eps=eps)
+    if dispatch.choose(NAME, z).implementation == "torch":
+        return reference(*tensors, outgoing=outgoing, eps=eps)
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.ops.triangle_multiplication.library import multiply
+
+    p_in, g_in, p_out, g_out = map(autocast, (p_in_weight, g_in_weight, p_out_weight, g_out_weight))
+    return multiply(
+        z, mask, norm_in_weight, norm_in_bias, p_in, g_in, norm_out_weight, norm_out_bias, p_out,
+        g_out, outgoing=outgoing, eps=eps,
+    )  # fmt: skip
 
 
 def check(
@@ -108,4 +117,35 @@ def check(
         check_shape(NAME, "mask", mask, tuple(z.shape[:3]), "[B, N, N]", of)
 
 
-dispatch.register(dispatch.Operator(NAME, triangle_multiplication, check, kernels=None))
+def _configs(
+    z: torch.Tensor,
+    mask: torch.Tensor | None,
+    norm_in_weight: torch.Tensor | None,
+    norm_in_bias: torch.Tensor | None,
+    p_in_weight: torch.Tensor,
+    *rest: object,
+    **options: object,
+) -> tuple[str, ...]:
+    """The block sizes of every kernel this call would run, and where they are from."""
+    from megafold.ops.triangle_multiplication import launch
+
+    return launch.described(z, autocast(p_in_weight))
+
+
+def _limit(z: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this z; None where they can."""
+    if z.shape[-1] <= WIDEST:
+        return None
+    return f"the kernels take up to {WIDEST} channels, and z has {z.shape[-1]}"
+
+
+dispatch.register(
+    dispatch.Operator(
+        NAME,
+        triangle_multiplication,
+        check,
+        "forward and backward are kernels, the product over triangles is torch.bmm",
+        _configs,
+        _limit,
+    )
+)

@@ -1,0 +1,68 @@
+"""What the kernels of triangle multiplication share: tiles of pairs, channels and weights.
+
+Tensors of pairs come in two layouts: rows ``[M, C]``, as z has them, and channels first
+``[C, M]``, as the product over triangles takes them. A tile has pairs and channels in either
+order whatever the layout, for it is its pointers that say where an element is.
+
+Names: ``p_`` pointer, ``o_`` offsets, ``m_`` mask, ``b_`` block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megafold.ops.layer_norm.kernels import load_channels
+
+
+@triton.jit
+def load_rows(p, o_m, o_c, stride, m_m, m_c, EVEN: tl.constexpr):
+    """A tile ``[M, C]`` of rows; zeros outside. EVEN: there is every channel."""
+    p_tile = p + o_m[:, None] * stride + o_c[None, :]
+    if EVEN:
+        return tl.load(p_tile, mask=m_m[:, None], other=0.0)
+    else:
+        return tl.load(p_tile, mask=m_m[:, None] & m_c[None, :], other=0.0)
+
+
+@triton.jit
+def load_turned(p, o_o, o_c, channels, m_o, m_c, EVEN: tl.constexpr):
+    """The transpose ``[C, O]`` of rows ``o_o`` of a weight ``[.., C]``, contiguous."""
+    p_tile = p + o_o[None, :] * channels + o_c[:, None]
+    if EVEN:
+        return tl.load(p_tile, mask=m_o[None, :], other=0.0)
+    else:
+        return tl.load(p_tile, mask=m_o[None, :] & m_c[:, None], other=0.0)
+
+
+@triton.jit
+def channel_first(p, o_c, o_m, pairs):
+    """Pointers ``[C, M]`` into a tensor ``[.., pairs]`` with channels first; 64-bit offsets."""
+    return p + o_c.to(tl.int64)[:, None] * pairs + o_m[None, :]
+
+
+@triton.jit
+def scaled(b_normal, p_weight, p_bias, o_c, m_c):
+    """Rows ``[M, C]`` of unit variance with a norm's scale and offset; zero without channel."""
+    b_normal = b_normal * load_channels(p_weight, o_c, m_c, 1.0)
+    return b_normal + tl.where(m_c[None, :], load_channels(p_bias, o_c, m_c, 0.0), 0.0)
+
+
+@triton.jit
+def unit_rows(b_x, p_stats, o_m, pairs, m_m, m_c):
+    """Rows ``[M, C]`` by their statistics, without scale and offset, fp32, and those.
+
+    Returns them, zero where there is no channel, and one over their deviations ``[M]``.
+    """
+    b_mean = tl.load(p_stats + o_m, mask=m_m, other=0.0)
+    b_rstd = tl.load(p_stats + pairs + o_m, mask=m_m, other=0.0)
+    b_normal = (b_x.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]
+    return tl.where(m_c[None, :], b_normal, 0.0), b_rstd
+
+
+@triton.jit
+def store_sums(p_sums, i_program, b_grad, b_normal, o_c, channels):
+    """One program's share of the gradients of a norm's weight and bias, fp32 ``[2, C]``."""
+    p_own = p_sums + i_program.to(tl.int64) * 2 * channels + o_c
+    tl.store(p_own, tl.sum(b_grad * b_normal, axis=0), mask=o_c < channels)
+    tl.store(p_own + channels, tl.sum(b_grad, axis=0), mask=o_c < channels)

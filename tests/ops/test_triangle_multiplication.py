@@ -1,0 +1,262 @@
+"""Triangle multiplication by its kernels against the equation in fp64: sizes, masks, memory.
+
+On a GPU where there is one, else in Triton's interpreter, which is why most sizes are small.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megafold import ops
+from megafold.bench import accuracy, cases
+from megafold.bench.memory import saved_bytes
+from megafold.ops.triangle_multiplication import launch, passes
+from tests.numerics import DEVICE, draw
+from tests.ops.layer_norms import (
+    DTYPES,
+    HALF,
+    ON_GPU,
+    assert_kernels_accurate,
+    assert_shape_accurate,
+    results_of,
+)
+
+OP = "triangle_multiplication"
+NORMS = ("norm_in_weight", "norm_in_bias", "norm_out_weight", "norm_out_bias")
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_half = pytest.mark.parametrize("dtype", HALF)
+each_way = pytest.mark.parametrize("way", ["", " incoming"], ids=["outgoing", "incoming"])
+
+
+def drawn(shape: str, dtype: torch.dtype = torch.float16, seed: int = 0):
+    case = cases.case(OP, shape)
+    return case, *draw(case, dtype, DEVICE, seed)
+
+
+def fused(inputs, **options):
+    with ops.use("triton"):
+        return ops.triangle_multiplication(**inputs, **options)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name, t in expected.items() if not torch.equal(found[name], t)] == []
+
+
+@each_dtype
+@each_way
+@pytest.mark.parametrize("channels", [20, 32])
+def test_every_width(channels, way, dtype):
+    assert_shape_accurate(OP, f"B1 N8 C{channels}{way}", dtype)
+
+
+@each_half
+@pytest.mark.parametrize("channels", [1, 16, 64, 128, 200])
+def test_narrow_and_wide(channels, dtype):
+    assert_shape_accurate(OP, f"B1 N5 C{channels}", dtype)
+
+
+@each_half
+@each_way
+@pytest.mark.parametrize("size", ["B1 N1", "B2 N5", "B1 N16"])
+def test_any_number_of_tokens_and_batches(size, way, dtype):
+    assert_shape_accurate(OP, f"{size} C24{way}", dtype)
+
+
+@pytest.mark.gpu
+@each_dtype
+@each_way
+@pytest.mark.parametrize("size", ["B1 N384 C128", "B1 N257 C128", "B2 N100 C64", "B1 N64 C256"])
+def test_large_sizes(size, way, dtype):
+    assert_shape_accurate(OP, size + way, dtype)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits():
+    """2 C M is more than 2^31; the last pairs alone are masked in, so that few others count."""
+    tokens, channels = 2944, 128
+    case = cases.case(OP, f"B1 N{tokens} C{channels}")
+    inputs = case.make_inputs(DEVICE, torch.bfloat16, torch.Generator().manual_seed(0))
+    inputs["mask"] = torch.zeros_like(inputs["mask"])
+    inputs["mask"][:, -9:, -9:] = True
+    # Pairs among the last tokens are updated from triangles among them.
+    corner = {**inputs, "z": inputs["z"][:, -9:, -9:], "mask": inputs["mask"][:, -9:, -9:]}
+    with torch.no_grad():
+        found = fused(inputs)[:, -9:, -9:]
+        torch.testing.assert_close(found, fused(corner), rtol=0.02, atol=0.02)
+
+
+@each_half
+def test_without_a_mask(dtype):
+    case, inputs, grad = drawn("B1 N9 C24", dtype)
+    assert_kernels_accurate(case, {**inputs, "mask": None}, grad)
+
+
+@each_way
+def test_a_mask_that_leaves_out_all_gives_the_offsets_output(way):
+    case, inputs, grad = drawn(f"B1 N6 C16{way}")
+    inputs["mask"] = torch.zeros_like(inputs["mask"])
+    assert_kernels_accurate(case, inputs, grad)
+
+
+def test_what_is_masked_changes_nothing_but_its_own_output():
+    case, inputs, _ = drawn("B1 N8 C16")
+    other = {**inputs, "z": torch.where(inputs["mask"][..., None], inputs["z"], 7.0)}
+    with ops.use("triton"):
+        before, after = case.run(inputs), case.run(other)
+    assert torch.equal(before[inputs["mask"]], after[inputs["mask"]])
+    assert not torch.equal(before, after)
+
+
+@each_half
+@pytest.mark.parametrize("absent", [NORMS[:1], NORMS[1:2], NORMS[2:], NORMS], ids="+".join)
+def test_norm_parameters_may_be_left_out(absent, dtype):
+    case, inputs, grad = drawn("B1 N9 C24", dtype)
+    assert_kernels_accurate(case, {**inputs, **dict.fromkeys(absent)}, grad)
+
+
+def strided(t: torch.Tensor) -> torch.Tensor:
+    """The same values, every second element of a larger tensor."""
+    return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2]
+
+
+def test_strides_do_not_matter():
+    case, inputs, grad = drawn("B2 N6 C24")
+    expected = results_of(case, inputs, grad)
+    apart = {name: strided(t) for name, t in inputs.items()}
+    assert_same(results_of(case, apart, strided(grad)), expected)
+
+
+def test_a_transposed_z_is_that_of_turned_edges():
+    """Outgoing edges of the transpose are incoming ones, transposed."""
+    _, inputs, grad = drawn("B1 N7 C16")
+    turned = {
+        **inputs,
+        "z": inputs["z"].transpose(1, 2),
+        "mask": inputs["mask"].transpose(1, 2),
+    }
+    outgoing = accuracy.results(lambda given: fused(given), turned, grad)
+    packed = {name: t.contiguous() for name, t in turned.items()}
+    assert_same(outgoing, accuracy.results(lambda given: fused(given), packed, grad))
+
+
+def test_an_expanded_gradient_is_taken():
+    case, inputs, grad = drawn("B1 N6 C16")
+    assert_kernels_accurate(case, inputs, grad[:, :1, :1].expand(grad.shape))
+
+
+def test_a_large_mean_does_not_cancel():
+    case, inputs, grad = drawn("B1 N9 C24")
+    assert_kernels_accurate(case, {**inputs, "z": inputs["z"] + 60}, grad)
+
+
+@pytest.mark.parametrize("shape", ["B0 N4 C16", "B1 N0 C16"])
+def test_empty_inputs_give_empty_results_and_zero_gradients(shape):
+    case, inputs, grad = drawn(shape)
+    results = results_of(case, inputs, grad)
+    assert results["output"].shape == case.output_shape
+    for name, value in results.items():
+        assert not value.numel() or (value == 0).all(), name
+
+
+# -- Block sizes, chunks and parts.
+
+
+@each_half
+@pytest.mark.parametrize("kernel", launch.KERNELS)
+@pytest.mark.parametrize(("block_m", "block_o"), [(16, 16), (128, 64)])
+def test_block_sizes_change_no_more_than_rounding(kernel, block_m, block_o, dtype):
+    case, inputs, grad = drawn("B1 N6 C40", dtype)
+    blocks = {"BLOCK_M": block_m, "BLOCK_O": block_o}
+    with ops.use_config(kernel, ops.Config(blocks, 4, 1)):
+        assert_kernels_accurate(case, inputs, grad)
+
+
+@pytest.fixture
+def small_blocks():
+    """Chunks begin at multiples of CHUNK_STEP, which the blocks have to divide."""
+    config = ops.Config({"BLOCK_M": 16, "BLOCK_O": 16}, 4, 1)
+    with ops.use_config(launch.GRAD_OUTPUT, config), ops.use_config(launch.GRAD_INPUT, config):
+        yield
+
+
+@each_half
+@each_way
+@pytest.mark.parametrize("scratch", [0, 9000])
+def test_pairs_in_chunks_and_channels_in_parts(scratch, way, dtype, small_blocks, monkeypatch):
+    """A little scratch memory: many chunks, and as many parts as there may be."""
+    monkeypatch.setattr(passes, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(passes, "CHUNK_STEP", 16)
+    case, inputs, grad = drawn(f"B2 N6 C18{way}", dtype)
+    assert_kernels_accurate(case, inputs, grad)
+
+
+def test_parts_are_many_where_a_part_is_large():
+    def parts(tokens):
+        return passes.parts(launch.Problem(1, tokens, 128), 2)
+
+    assert [parts(tokens) for tokens in (32, 256, 384, 768, 2048)] == [1, 1, 2, 4, 4]
+
+
+def test_shipped_blocks_divide_a_chunk():
+    for entry in ops.tuning.tables()["default"]:
+        if entry.kernel in launch.KERNELS:
+            assert passes.CHUNK_STEP % entry.blocks["BLOCK_M"] == 0
+
+
+# -- What is computed and kept.
+
+
+@pytest.mark.parametrize("name", [*passes.OPERANDS])
+def test_a_gradient_asked_for_alone_is_that_of_all(name):
+    case, inputs, grad = drawn("B1 N6 C16")
+    every = results_of(case, inputs, grad)
+    leaf = inputs[name].detach().requires_grad_()
+    (found,) = torch.autograd.grad(fused({**inputs, name: leaf}), [leaf], grad)
+    assert torch.equal(found, every[f"grad {name}"])
+
+
+def test_what_is_not_asked_for_is_not_computed(monkeypatch):
+    run = []
+    for name in ("launch_grad_output", "launch_grad_input"):
+        real = getattr(launch, name)
+        monkeypatch.setattr(launch, name, lambda *a, n=name, r=real: (run.append((n, a)), r(*a))[1])
+    _, inputs, grad = drawn("B1 N6 C16")
+    leaf = inputs["p_out_weight"].requires_grad_()
+    torch.autograd.grad(fused(inputs), [leaf], grad)
+    assert [name for name, _ in run] == ["launch_grad_output"]
+    run.clear()
+    inputs["p_out_weight"].requires_grad_(False)
+    leaf = inputs["z"].requires_grad_()
+    torch.autograd.grad(fused(inputs), [leaf], grad)
+    (_, of_output), (_, of_input) = run
+    *_, grad_u, y, sums_out, _, _ = of_output
+    *_, of_projected, n, sums_in, _, _, _ = of_input
+    assert [grad_u, y, sums_out, of_projected, n, sums_in] == [None] * 6
+
+
+@each_dtype
+def test_the_same_input_gives_the_same_bits(dtype):
+    case, inputs, grad = drawn("B1 N9 C24", dtype)
+    assert_same(results_of(case, inputs, grad), results_of(case, inputs, grad))
+
+
+def test_a_and_b_and_statistics_are_kept_for_the_backward_pass():
+    _, inputs, _ = drawn("B1 N6 C16")
+    given = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()}
+    pairs, of_z = 36, inputs["z"].nbytes
+    assert saved_bytes(lambda: fused(given), given.values()) == 2 * of_z + 4 * 4 * pairs
+
+
+@ON_GPU
+@each_way
+def test_both_passes_take_no_more_than_six_tensors_of_the_size_of_z(way):
+    """Of torch.compile they are twelve. The gradient of z is one more, here as there."""
+    from megafold.bench.memory import peak_bytes
+
+    _, inputs, grad = drawn("B1 N384 C128", torch.bfloat16)
+    options = {"outgoing": not way}
+    leaves = [t.requires_grad_() for t in inputs.values() if t.is_floating_point()]
+    peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs, **options), leaves, grad), DEVICE)
+    assert peak <= 7 * inputs["z"].nbytes
