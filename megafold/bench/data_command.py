@@ -33,12 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _bench_data(args: argparse.Namespace) -> int:
     import tempfile
 
+    import torch
+
     from megafold.bench import records, rows
     from megafold.bench.data_inputs import prepare_input
     from megafold.bench.data_pipeline import Plan, measure_steps, measure_stores
     from megafold.bench.store_records import StepRecord, StoreRecord
     from megafold.data.errors import DataError
 
+    torch.set_num_threads(1)  # "on one core", and as many as a loader's worker has
     plan = Plan(crop=args.crop, workers=args.workers, readers=max(1, args.workers))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

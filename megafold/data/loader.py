@@ -59,16 +59,20 @@ class BatchLoader:
         self.step = 0
 
     def __iter__(self) -> Iterator[Batch]:
+        steps = range(self.step, len(self.dataset))
+        for batch in self._load(steps) if self.workers else map(self.dataset.__getitem__, steps):
+            self.step += 1
+            yield batch
+
+    def _load(self, steps: range) -> Iterator[Batch]:
         loader = DataLoader(
             _Packing(self.dataset),
             batch_size=None,
-            sampler=range(self.step, len(self.dataset)),
+            sampler=steps,
             num_workers=self.workers,
-            prefetch_factor=self.prefetch if self.workers else None,
+            prefetch_factor=self.prefetch,
         )
-        for packed in loader:
-            self.step += 1
-            yield unpack_batch(packed)
+        yield from map(unpack_batch, loader)
 
     def __len__(self) -> int:
         """Batches that are left."""
