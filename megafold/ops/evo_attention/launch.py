@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "evo_attention.forward"
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
 
 def padded_width(width: int) -> int:
     """The width a kernel computes with: the next power of two, 16 at least."""
-    return max(SMALLEST_BLOCK, triton.next_power_of_2(width))
+    return max(SMALLEST_BLOCK, power_of_two(width))
 
 
 def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Found:
@@ -173,8 +173,8 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
     config = config_of(GRAD_BIAS, problem, q.device, q.dtype).config
     blocks = _fitted(config.blocks, problem)
     tiles = (
-        triton.cdiv(problem.queries, blocks["BLOCK_Q"])
-        * triton.cdiv(problem.keys, blocks["BLOCK_K"])
+        cdiv(problem.queries, blocks["BLOCK_Q"])
+        * cdiv(problem.keys, blocks["BLOCK_K"])
         * problem.heads
         * problem.biases
     )
@@ -182,8 +182,8 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
         problem, tiles, multiprocessors(q.device), 4 * grad_bias.numel(),
         q.numel() * q.element_size(),
     )  # fmt: skip
-    per_group = triton.cdiv(problem.rows_per_bias, groups)
-    groups = triton.cdiv(problem.rows_per_bias, per_group)
+    per_group = cdiv(problem.rows_per_bias, groups)
+    groups = cdiv(problem.rows_per_bias, per_group)
     sums = grad_bias
     if groups > 1:
         sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
@@ -210,9 +210,9 @@ def _by_rows(
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one block (``split``) of one head in ROWS rows."""
     blocks = _fitted(config.blocks, problem)
-    groups = problem.biases * triton.cdiv(problem.rows_per_bias, blocks["ROWS"])
+    groups = problem.biases * cdiv(problem.rows_per_bias, blocks["ROWS"])
     size = problem.queries if split == "BLOCK_Q" else problem.keys
-    programs = triton.cdiv(size, blocks[split]) * problem.heads * groups
+    programs = cdiv(size, blocks[split]) * problem.heads * groups
     constants = {**_constants(problem, q, precision, mask, bias, blocks), **dict(stored)}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     return Launcher(kernel, programs, numbers, constants, config.options)
@@ -242,17 +242,9 @@ def row_groups(
     Enough for every multiprocessor to have work, while the sums of all groups take no more than
     a quarter of the memory of q.
     """
-    wanted = triton.cdiv(WAVES * processors, tiles)
+    wanted = cdiv(WAVES * processors, tiles)
     allowed = spare_bytes // (4 * sum_bytes)
     return max(1, min(wanted, allowed, problem.rows_per_bias))
-
-
-@lru_cache(maxsize=64)
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def spread(mask: torch.Tensor | None, problem: Problem) -> torch.Tensor | None:
@@ -291,7 +283,7 @@ def _fitted(blocks, problem: Problem) -> dict[str, int]:
     if "ROWS" in fitted:
         fitted["ROWS"] = min(fitted["ROWS"], problem.rows_per_bias)
     for name, size in (("BLOCK_Q", problem.queries), ("BLOCK_K", problem.keys)):
-        fitted[name] = min(fitted[name], max(SMALLEST_BLOCK, triton.next_power_of_2(size)))
+        fitted[name] = min(fitted[name], max(SMALLEST_BLOCK, power_of_two(size)))
     return fitted
 
 
