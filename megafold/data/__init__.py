@@ -32,12 +32,18 @@ if TYPE_CHECKING:
     from megafold.data.featurization import featurize
     from megafold.data.jobs import input_features, input_structure
     from megafold.data.layout import AtomLayout
+    from megafold.data.layouts import ChainInputs, find_alignments, read_inputs
     from megafold.data.loader import BatchLoader
     from megafold.data.merging import merge_caches
     from megafold.data.read import read_structure
+    from megafold.data.retrieval import Databases, retrieve
     from megafold.data.sampling import Example, example_weights, find_examples
     from megafold.data.search import search_alignment
     from megafold.data.structure import Chain, Structure
+    from megafold.data.targets import target_fault
+    from megafold.data.template_chains import Template
+    from megafold.data.template_hits import TemplateHit, latest_release, read_template_hits
+    from megafold.data.template_search import find_templates, search_template_hits
     from megafold.data.tokens import Tokens, tokenize
     from megafold.data.write import predicted_structure, write_mmcif
 
@@ -60,12 +66,18 @@ _PUBLIC = {
     "featurization": ("featurize",),
     "jobs": ("input_features", "input_structure"),
     "layout": ("AtomLayout",),
+    "layouts": ("ChainInputs", "find_alignments", "read_inputs"),
     "loader": ("BatchLoader",),
     "merging": ("merge_caches",),
     "read": ("read_structure",),
+    "retrieval": ("Databases", "retrieve"),
     "sampling": ("Example", "example_weights", "find_examples"),
     "search": ("search_alignment",),
     "structure": ("Chain", "Structure"),
+    "targets": ("target_fault",),
+    "template_chains": ("Template",),
+    "template_hits": ("TemplateHit", "latest_release", "read_template_hits"),
+    "template_search": ("find_templates", "search_template_hits"),
     "tokens": ("Tokens", "tokenize"),
     "write": ("predicted_structure", "write_mmcif"),
 }  # fmt: skip
@@ -82,7 +94,9 @@ __all__ = [
     "Cache",
     "CachedDataset",
     "Chain",
+    "ChainInputs",
     "DataError",
+    "Databases",
     "EntryReport",
     "Example",
     "ExcludedError",
@@ -90,6 +104,8 @@ __all__ = [
     "Sample",
     "SampledDataset",
     "Structure",
+    "Template",
+    "TemplateHit",
     "Tokens",
     "build_cache",
     "cache_key",
@@ -100,9 +116,12 @@ __all__ = [
     "example_weights",
     "featurize",
     "fetch",
+    "find_alignments",
     "find_examples",
+    "find_templates",
     "input_features",
     "input_structure",
+    "latest_release",
     "make_batch",
     "merge_caches",
     "pad_batch",
@@ -110,11 +129,16 @@ __all__ = [
     "query_alignment",
     "read_alignment",
     "read_alphafold_input",
+    "read_inputs",
     "read_structure",
+    "read_template_hits",
+    "retrieve",
     "sample_alignments",
     "sample_path",
     "samples",
     "search_alignment",
+    "search_template_hits",
+    "target_fault",
     "tokenize",
     "write_mmcif",
 ]
