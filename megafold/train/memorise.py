@@ -147,7 +147,7 @@ def run_path(recipe: Recipe, folder: str | Path) -> Path:
     """Where a run is kept: its name carries a digest of the recipe and of the source code."""
     digest = hashlib.sha256(repr(recipe).encode())
     package = Path(megafold.__file__).parent
-    for part in ("geometry.py", "data", "model", "ops", "train"):
+    for part in ("geometry.py", "data", "metrics", "model", "ops", "train"):
         root = package / part
         for source in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
             digest.update(source.read_bytes())
