@@ -33,6 +33,8 @@ FORMAT_VERSION = 2
 _LEFTOVER_AGE = 3600.0  # seconds; no file takes so long to write
 _KEY = re.compile(r"[0-9a-f]{64}")
 _LOCK = "build.lock"
+# What the index has of each input at least.
+_RECORD = {"status", "reason", "key", "tokens", "atoms", "rows", "folder", "path", "alignments"}
 
 
 def cache_key(structure: Path, alignments: Mapping[str, Path] | None = None) -> str:
@@ -100,8 +102,21 @@ class Cache:
 
     @cached_property
     def index(self) -> dict[str, dict[str, Any]]:
-        """name -> status (ok, failed, excluded, or stale: not built yet), and key or reason."""
-        return self._read_json("index.json") or {}
+        """name -> status (ok, failed, excluded, or stale: not built yet), and key or reason.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        index = self._read_json("index.json")
+        if index is None:
+            return {}
+        for name, record in index.items() if isinstance(index, dict) else [("", None)]:
+            if not isinstance(record, dict) or not record.keys() >= _RECORD:
+                raise DataError(
+                    f"{self.folder / 'index.json'}: damaged (at {name!r}); delete it and build "
+                    "again: entries are kept, and found by their keys"
+                )
+        return index
 
     @classmethod
     def create(cls, folder: str | Path) -> Cache:

@@ -165,6 +165,12 @@ class TestErrors:
         with pytest.raises(DataError, match=rf"for format 2\. {advice} into a new .*cache build"):
             Cache(cache.folder)
 
+    @pytest.mark.parametrize("index", ["[1]", '{"1CRN": {"status": "ok"}}', "{", '{"1CRN": 3}'])
+    def test_a_damaged_index(self, index, cache) -> None:
+        (cache.folder / "index.json").write_text(index)
+        with pytest.raises(DataError, match=r"index.json: damaged .*delete it and build again"):
+            Cache(cache.folder).names  # noqa: B018
+
     def test_an_entry_that_is_not_there(self, cache) -> None:
         with pytest.raises(DataError, match="no entry abababababab"):
             cache.get(KEY)
