@@ -10,10 +10,10 @@ import numpy as np
 
 from megafold.atomic import atomic_write
 from megafold.data.alignment import Alignment, read_alignment
-from megafold.data.building import find_alignments
 from megafold.data.errors import DataError
 from megafold.data.features import Features
 from megafold.data.featurization import featurize
+from megafold.data.layouts import find_alignments
 from megafold.data.read import read_structure, structure_name
 from megafold.data.structure import POLYMERS, Structure
 from megafold.data.tokens import LETTERS

@@ -8,7 +8,10 @@ measurement of an operator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+from megafold.bench import rows
+from megafold.bench.records import folder
 
 DESIGNS = ("uncached", "gzip pickle", "megafold")
 STAGES = ("structure", "alignments", "featurize", "load", "crop", "batch", "step")
@@ -72,3 +75,21 @@ class StepRecord:
             raise ValueError(f"design must be one of {DESIGNS}, not {self.design!r}")
         if self.stage not in STAGES:
             raise ValueError(f"stage must be one of {STAGES}, not {self.stage!r}")
+
+
+AnyRecord = TypeVar("AnyRecord", StoreRecord, StepRecord)
+
+
+def newest_run(kind: type[AnyRecord]) -> list[AnyRecord]:
+    """The checkout's rows of the last run, in the order they were measured.
+
+    Raises:
+        FileNotFoundError: Not a checkout, or there are none.
+    """
+    found = rows.read(kind, folder(), "cpu")
+    if not found:
+        raise FileNotFoundError(
+            f"no {kind.op}{kind.SUFFIX} records: megafold bench-data makes them"
+        )
+    last = max(record.date for record in found)
+    return [record for record in found if record.date == last]
