@@ -16,6 +16,7 @@ from megafold.data.features import Features
 from megafold.data.featurization import featurize
 from megafold.data.layouts import find_alignments, missing_alignment, read_inputs
 from megafold.data.read import SUFFIXES, read_structure, structure_name
+from megafold.data.targets import target_fault
 
 _SAVE_EVERY = 5.0  # seconds between writes of the index
 _UNBUILT = "not built yet: if no build is at work, one was killed; build the cache again"
@@ -99,6 +100,7 @@ def build_cache(
     out: str | Path,
     *,
     alignments: str | Path | None = None,
+    targets_only: bool = False,
     jobs: int | None = None,
     progress: Callable[[EntryReport], object] | None = None,
 ) -> BuildReport:
@@ -111,6 +113,7 @@ def build_cache(
             (``megafold.data.layouts``). Then every distinct protein sequence needs one for one
             of its chains: a missing file is a failure. A protein without homologs has an a3m
             of one row.
+        targets_only: Exclude what AlphaFold 3 does not train on (``target_fault``).
         jobs: Processes; None leaves it to joblib: one, or within
             ``joblib.parallel_config("dask")`` all workers of the Dask cluster.
         progress: Called with each report as it comes in.
@@ -126,13 +129,14 @@ def build_cache(
         files = {name: found.get(name, {}) for name in files}
     cache = Cache.create(out)
     with cache.writing():
-        return _build(cache, paths, files, jobs, progress)
+        return _build(cache, paths, files, targets_only, jobs, progress)
 
 
 def _build(
     cache: Cache,
     paths: list[Path],
     files: Mapping[str, dict[str, Path] | None],
+    targets_only: bool,
     jobs: int | None,
     progress: Callable[[EntryReport], object] | None,
 ) -> BuildReport:
@@ -145,7 +149,7 @@ def _build(
     worker = Cache(cache.folder.absolute())  # without the index, which workers do not need
     given = {structure_name(path): path for path in paths}
     tasks = (
-        delayed(build_entry)(worker, path.absolute(), _absolute(files[name]))
+        delayed(build_entry)(worker, path.absolute(), _absolute(files[name]), targets_only)
         for name, path in given.items()
     )
     reports: dict[str, EntryReport] = {}
@@ -205,7 +209,10 @@ def find_structures(structures: str | Path | Iterable[str | Path]) -> list[Path]
 
 
 def build_entry(
-    cache: Cache, path: Path, alignments: Mapping[str, Path] | None = None
+    cache: Cache,
+    path: Path,
+    alignments: Mapping[str, Path] | None = None,
+    targets_only: bool = False,
 ) -> EntryReport:
     """Featurise one structure into the cache; a failure is reported, not raised.
 
@@ -214,9 +221,12 @@ def build_entry(
         path: The structure.
         alignments: Files as ``find_alignments`` gives them; None where none were asked for.
             Those of chains that cleaning took away are left aside.
+        targets_only: Exclude what AlphaFold 3 does not train on.
     """
     name, begin = structure_name(path), time.perf_counter()
     try:
+        if targets_only and (fault := target_fault(read_structure(path))):
+            raise ExcludedError(f"{path}: no target for training: {fault}")
         key = cache_key(path, alignments)
         features, reused = _existing(cache, key), True
         if features is None:

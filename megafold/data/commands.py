@@ -29,9 +29,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     cache = commands.add_parser("cache", help="features worked out ahead of training")
     actions = cache.add_subparsers(required=True, metavar="ACTION")
     build = actions.add_parser("build", help="featurise structures; failures are listed, not fatal")
-    build.add_argument("structures", nargs="+", help="mmCIF or BinaryCIF files, or folders of them")
-    build.add_argument("--msa", metavar="ALIGNMENTS", help="folder of NAME_CHAIN.a3m[.gz]")
+    build.add_argument("structures", nargs="+", help="structure files, or folders of them")
+    build.add_argument(
+        "--msa",
+        metavar="ALIGNMENTS",
+        help="folder of alignments: NAME_CHAIN.a3m[.gz] or docs/data.md",
+    )
     build.add_argument("--out", required=True, metavar="CACHE", help="the cache's folder")
+    build.add_argument(
+        "--targets",
+        action="store_true",
+        help="exclude what AlphaFold 3 does not train on: by resolution, chains, release",
+    )
     build.add_argument("--jobs", type=int, help="processes (default: 1)")
     build.add_argument("--dask", metavar="ADDRESS", help="build on the Dask cluster of a scheduler")
     build.set_defaults(func=_reports_errors(_build))
@@ -121,6 +130,7 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.structures,
             arguments.out,
             alignments=arguments.msa,
+            targets_only=arguments.targets,
             jobs=arguments.jobs,
             progress=lambda entry: bar.update(),
         )

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megafold.data import DataError, ExcludedError, read_structure, sample_path
+from megafold.data import (
+    DataError,
+    ExcludedError,
+    build_cache,
+    examine_cache,
+    read_structure,
+    sample_path,
+)
 from megafold.data.targets import target_fault
 
 ENTRIES = Path(__file__).parent / "entries"
@@ -179,3 +186,22 @@ def test_a_component_without_coordinates_for_any_atom_is_an_error_not_an_empty_c
 ) -> None:
     with pytest.raises(DataError, match="no atom has coordinates"):
         read_structure(edited("1CRN", lambda row: [*row[:10], "?", "?", "?", *row[13:]]))
+
+
+def test_a_cache_of_targets_excludes_the_others_and_says_why(tmp_path) -> None:
+    """1CRN was released in 1981; as if it had been in 2022, and at once in both ways."""
+    text = gzip.decompress(sample_path("1CRN").read_bytes()).decode()
+    assert "1981-07-28" in text
+    late = re.sub(r"\b(19|20)\d\d-\d\d-\d\d\b", "2022-01-05", text)
+    structures = tmp_path / "structures"
+    structures.mkdir()
+    (structures / "EARLY.cif").write_text(text)
+    (structures / "LATE.cif").write_text(late)
+    everything = build_cache(structures, tmp_path / "cache")
+    assert everything.ok == 2
+    targets = build_cache(structures, tmp_path / "cache", targets_only=True)
+    assert (targets.ok, targets.excluded) == (1, 1)
+    (reason,) = (entry.reason for entry in targets.entries if entry.status == "excluded")
+    assert "no target for training: released 2022-01-05, after 2021-09-30" in reason
+    (row,) = (e for e in examine_cache(tmp_path / "cache") if e.name == "LATE")
+    assert row.status == "excluded"

@@ -95,11 +95,12 @@ def test_a_covalent_ligand_keeps_its_bond() -> None:
     assert mixed.sum() == 1
 
 
-def _folder_entries() -> list[Path]:
+def _folder_entries() -> list:
     folder = os.environ.get("MEGAFOLD_ENTRIES")
     endings = tuple(end for suffix in SUFFIXES for end in (suffix, f"{suffix}.gz"))
     if not folder:
-        return []
+        skip = pytest.mark.skip(reason="MEGAFOLD_ENTRIES names no folder of structure files")
+        return [pytest.param(Path("none"), marks=skip)]
     return [path for path in sorted(Path(folder).iterdir()) if path.name.endswith(endings)]
 
 
