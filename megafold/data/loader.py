@@ -114,7 +114,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
     for tensor in tensors:
         places.append((tensor.dtype, tuple(tensor.shape), end))
         end += -(-tensor.nbytes // _ALIGN) * _ALIGN
-    block = torch.zeros(end, dtype=torch.uint8)
+    block = torch.empty(end, dtype=torch.uint8)
     for tensor, (_, _, first) in zip(tensors, places, strict=True):
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
         block[first : first + len(flat)] = flat
