@@ -174,20 +174,24 @@ def test_empty_inputs_give_empty_results_and_zero_gradients(shape, dtype):
         assert not value.numel() or (value == 0).all(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [16, 128, 129, 768])
+def test_both_passes_are_fused_for_half_operands_of_at_most_128_channels(channels, dtype):
+    weight = torch.empty(24, channels, dtype=dtype)
+    assert launch.is_fused(weight) == (channels <= 128 and dtype != torch.float32)
+
+
 def with_blocks(kernel: str, **blocks: int):
     return ops.use_config(kernel, ops.Config(blocks, 4, 1))
 
 
 @each_half
 @pytest.mark.parametrize(
-    ("channels", "block_m", "block_o", "block_c"),
-    [(24, 16, 16, 16), (50, 32, 16, 64), (50, 64, 64, 16)],
+    ("channels", "block_m", "block_o"), [(24, 16, 16), (50, 32, 16), (50, 64, 64)]
 )
-def test_forward_block_sizes_change_no_more_than_rounding(
-    channels, block_m, block_o, block_c, dtype
-):
+def test_forward_block_sizes_change_no_more_than_rounding(channels, block_m, block_o, dtype):
     case, inputs, grad = drawn(f"M70 C{channels} O40", dtype)
-    with with_blocks(launch.FORWARD, BLOCK_M=block_m, BLOCK_O=block_o, BLOCK_C=block_c):
+    with with_blocks(launch.FORWARD, BLOCK_M=block_m, BLOCK_O=block_o):
         assert_kernels_accurate(case, inputs, grad)
 
 

@@ -1,7 +1,6 @@
 """The modulation of adaptive LayerNorm in Triton: ``sigmoid(gate) * layer_norm(a) + shift``.
 
-Letters: M rows of a, K rows of the condition, C channels. Gate (before the sigmoid) and shift
-come side by side from one projection, ``[K, 2 C]``. Row m of a has the condition
+Letters: M rows of a, K rows of the condition, C channels. Row m of a has the condition
 ``(m // inner) % K``: inner neighbouring rows share one, and so do the rows of each of the outer
 repetitions (samples). The normalised a and the sigmoid exist in registers only.
 
@@ -19,7 +18,8 @@ from megafold.ops.layer_norm.kernels import centred_and_rstd, grad_of_normalised
 @triton.jit
 def modulate_kernel(
     p_a,  # [M, C], neighbours along C
-    p_projected,  # [K, 2 C], contiguous: gate, then shift
+    p_gate,  # [K, C], contiguous: before the sigmoid
+    p_shift,  # [K, C], contiguous
     p_out,  # [M, C], contiguous, written
     p_stats,  # fp32 [2, M], written: mean, one over the standard deviation
     stride_a,  # of a row
@@ -37,9 +37,9 @@ def modulate_kernel(
     m_m, m_c = o_m < rows, o_c < channels
     m = m_m[:, None] & m_c[None, :]
     b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0).to(tl.float32)
-    p_gate = p_projected + (((o_m // inner) % conditions) * 2 * channels)[:, None] + o_c[None, :]
-    b_gate = tl.load(p_gate, mask=m, other=0.0).to(tl.float32)
-    b_shift = tl.load(p_gate + channels, mask=m, other=0.0).to(tl.float32)
+    o_own = (((o_m // inner) % conditions) * channels)[:, None] + o_c[None, :]
+    b_gate = tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32)
+    b_shift = tl.load(p_shift + o_own, mask=m, other=0.0).to(tl.float32)
     b_centred, b_mean, b_rstd = centred_and_rstd(b_a, m_c[None, :], channels, eps)
     b_out = tl.sigmoid(b_gate) * (b_centred * b_rstd[:, None]) + b_shift
     p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
@@ -55,7 +55,7 @@ def gradient_kernel(
     p_gate,  # [K, C], contiguous: before the sigmoid
     p_stats,  # fp32 [2, M]
     p_grad_a,  # [M, C], contiguous, written; or None
-    p_grad_projected,  # [groups, K, 2 C], contiguous, written; or None
+    p_grad_projected,  # [groups, 2, K, C], contiguous, written: of gate and shift; or None
     stride_g,  # of a row
     stride_a,
     rows,
@@ -96,8 +96,10 @@ def gradient_kernel(
             tl.store(p_tile, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
     if p_grad_projected is not None:
         b_of_gate *= b_gate * (1.0 - b_gate)
-        o_own = (i_group.to(tl.int64) * conditions + o_k) * 2 * channels
-        p_own = p_grad_projected + o_own[:, None] + o_c[None, :]
+        o_own = o_k[:, None] * channels + o_c[None, :]
+        first = i_group.to(tl.int64) * 2
         kind = p_grad_projected.dtype.element_ty
+        p_own = p_grad_projected + first * conditions * channels + o_own
         tl.store(p_own, b_of_gate.to(kind), mask=m)
-        tl.store(p_own + channels, b_of_shift.to(kind), mask=m)
+        p_own = p_grad_projected + (first + 1) * conditions * channels + o_own
+        tl.store(p_own, b_of_shift.to(kind), mask=m)

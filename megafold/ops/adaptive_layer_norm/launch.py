@@ -1,8 +1,8 @@
 """Adaptive LayerNorm on the host: the projections of the condition, and the launches.
 
-The condition is projected by LayerNorm + Linear, for gate and shift at once, as often as there
-are conditions; what is kept for the backward pass is statistics. That projects once more for
-the gate, and writes the gradients of both projections side by side.
+The condition is normalised by a kernel and projected through torch, by the very products that
+PyTorch has, so that they are as exact; as often as there are conditions. What is kept for the
+backward pass is statistics: it normalises the condition and projects for the gate once more.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from megafold.ops.adaptive_layer_norm.kernels import gradient_kernel, modulate_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.layer_norm import launch as by_rows
 from megafold.ops.layer_norm.launch import (
     WIDEST,
+    as_operand,
     as_rows,
     cdiv,
     fitted,
     multiprocessors,
+    packed,
     padded,
 )
-from megafold.ops.layer_norm_linear import launch as projection
 from megafold.ops.tuning import Config, Found, lookup
 
 MODULATE = "adaptive_layer_norm.modulate"
@@ -82,15 +85,16 @@ def config_of(kernel: str, a: torch.Tensor, problem: Problem) -> Found:
     return lookup(kernel, a.device, a.dtype, sizes)
 
 
-def described(a: torch.Tensor, s: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
+def described(a: torch.Tensor, s: torch.Tensor) -> tuple[str, ...]:
     """What both passes of a call run, with block sizes and where those are from."""
     s = shared(a, s)
     problem = Problem.of(a, s)
     own = (f"{k}: {(f := config_of(k, a, problem)).config} ({f.source})" for k in KERNELS)
-    both = weight_gate.new_empty((2 * weight_gate.shape[0], weight_gate.shape[1]))
-    lines = projection.described(s, both)
+    wide = s.shape[-1]
+    of_s = {k: by_rows.config_of(k, s, problem.conditions, wide) for k in by_rows.KERNELS}
+    lines = (f"  {kernel}: {f.config} ({f.source})" for kernel, f in of_s.items())
     once = f"{problem.conditions} conditions projected once, each for {problem.sharing} rows of a"
-    return (*own, f"{once}, by layer_norm_linear:", *(f"  {line}" for line in lines))
+    return (*own, f"{once}, products by torch, between", *lines)
 
 
 def forward(
@@ -105,12 +109,17 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The output, contiguous, in ``dtype``; statistics fp32 ``[2, M]`` of a, ``[2, K]`` of s."""
     problem = Problem.of(a, s)
-    weight, bias = _side_by_side(weight_gate, bias_gate, weight_shift)
-    projected, stats_s = projection.forward(s, norm_weight_s, None, weight, bias, eps)
+    rows_s = s.numel() // s.shape[-1]
     out = torch.empty(a.shape, dtype=dtype, device=a.device)
     stats_a = torch.empty((2, problem.rows), dtype=torch.float32, device=a.device)
+    stats_s = torch.empty((2, rows_s), dtype=torch.float32, device=a.device)
     if out.numel():
-        launch_modulate(problem, as_rows(a), projected, out, stats_a, eps)
+        normal = by_rows.normalise(
+            as_rows(s), packed(norm_weight_s), None, stats_s, eps, weight_gate.dtype, given=False
+        )
+        gate, shift = F.linear(normal, weight_gate, bias_gate), F.linear(normal, weight_shift)
+        del normal
+        launch_modulate(problem, as_rows(a), gate, shift, out, stats_a, eps)
     return out, stats_a, stats_s
 
 
@@ -124,7 +133,6 @@ def backward(
     weight_shift: torch.Tensor,
     stats_a: torch.Tensor,
     stats_s: torch.Tensor,
-    eps: float,
     asked: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients asked for of a, s, norm_weight_s, weight_gate, bias_gate and weight_shift."""
@@ -135,50 +143,52 @@ def backward(
             for t, one in zip(operands, asked, strict=True)
             if one
         ]
-    problem, channels = Problem.of(a, s), a.shape[-1]
+    problem = Problem.of(a, s)
     for_a, for_s, for_norm, for_gate, for_bias, for_shift = asked
-    for_weight = for_gate or for_shift
-    gate, _ = projection.forward(s, norm_weight_s, None, weight_gate, bias_gate, eps)
+    flat, norm_weight = as_rows(s), packed(norm_weight_s)
+    normal = by_rows.normalise(
+        flat, norm_weight, None, stats_s, 0.0, weight_gate.dtype, given=True
+    )  # fmt: skip
+    gate = F.linear(normal, weight_gate, bias_gate)
     grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if for_a else None
     projected = launch_gradient(
         problem, as_rows(grad), as_rows(a), gate, stats_a, grad_a, any(asked[1:])
     )  # fmt: skip
-    of_s = of_norm = of_gate = of_bias = of_shift = None
+    del gate
+    of_s = of_norms = of_gate = of_bias = of_shift = None
     if projected is not None:
-        weight, bias = _side_by_side(weight_gate, bias_gate, weight_shift)
-        wanted = (for_s, for_norm, False, for_weight, for_bias)
-        found = iter(
-            projection.backward(projected, s, norm_weight_s, None, weight, bias, stats_s, wanted)
-        )
-        of_s, of_norm, _, of_both, of_bias = (next(found) if one else None for one in wanted)
-        # Copies: what a registered operator returns shares no memory.
-        if for_weight:
-            of_gate, of_shift = of_both[:channels].clone(), of_both[channels:].clone()
-        if for_bias:
-            of_bias = of_bias[:channels].clone()
+        grad_gate, grad_shift = projected
+        of_gate = grad_gate.t() @ normal if for_gate else None
+        of_shift = grad_shift.t() @ normal if for_shift else None
+        of_bias = grad_gate.sum(dim=0) if for_bias else None
+        del normal
+        if for_s or for_norm:
+            of_normal = (grad_gate @ weight_gate).addmm_(grad_shift, weight_shift)
+            of_s, of_norms = by_rows.gradient(
+                of_normal, flat, norm_weight, stats_s, for_x=for_s, for_parameters=for_norm
+            )
+    of_norm = None if of_norms is None else of_norms[0]
     results = (grad_a, of_s, of_norm, of_gate, of_bias, of_shift)
     return [
-        value.view(t.shape).to(t.dtype)
-        for t, value, one in zip(operands, results, asked, strict=True)
-        if one
+        as_operand(value, t) for t, value, one in zip(operands, results, asked, strict=True) if one
     ]
 
 
-def launch_modulate(problem, a, projected, out, stats, eps) -> Any:
+def launch_modulate(problem, a, gate, shift, out, stats, eps) -> Any:
     """Fill ``out`` and ``stats``; arguments as those of the kernel."""
     config = config_of(MODULATE, a, problem).config
     launcher = _modulate(
-        modulate_kernel, config, problem, a.device, eps, layout(a), projected.dtype, out.dtype
+        modulate_kernel, config, problem, a.device, eps, layout(a), layout(gate), out.dtype
     )
     with on(a.device):
-        return launcher(a, projected, out, stats)
+        return launcher(a, gate, shift, out, stats)
 
 
 def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> torch.Tensor | None:
     """Fill ``grad_a`` where it is not None; the gradient of the projections where asked for.
 
     Returns:
-        ``[K, 2 C]`` in the dtype of ``gate``, or None.
+        Those of gate and shift, ``[2, K, C]`` in the dtype of ``gate``, or None.
     """
     config = config_of(GRADIENT, a, problem).config
     blocks = cdiv(problem.conditions, fitted(config, problem.channels)["ROWS"])
@@ -188,7 +198,7 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
     sums = None
     if for_projected:
         dtype = gate.dtype if groups == 1 else torch.float32
-        shape = (groups, problem.conditions, 2 * problem.channels)
+        shape = (groups, 2, problem.conditions, problem.channels)
         sums = torch.empty(shape, dtype=dtype, device=a.device)
     launcher = _gradient(
         gradient_kernel, config, problem, blocks * groups, per_group, a.device,
@@ -202,20 +212,10 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
     return sums[0] if groups == 1 else sums.sum(dim=0).to(gate.dtype)
 
 
-def _side_by_side(
-    weight_gate: torch.Tensor, bias_gate: torch.Tensor | None, weight_shift: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of one linear layer that computes gate, then shift."""
-    weight = torch.cat([weight_gate, weight_shift])
-    if bias_gate is None:
-        return weight, None
-    return weight, torch.cat([bias_gate, torch.zeros_like(bias_gate)])
-
-
 @lru_cache(maxsize=4096)
 def _modulate(
     kernel: Any, config: Config, problem: Problem, device: torch.device, eps: float, a: Layout,
-    projected: torch.dtype, out: torch.dtype,
+    gate: Layout, out: torch.dtype,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, problem.channels)
     programs = cdiv(problem.rows, constants["ROWS"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.adaptive_layer_norm import launch
-from megafold.ops.layer_norm.traced import traced
+from megafold.ops.layer_norm.traced import differentiated, traced
 
 _LIBRARY = torch.library.Library("megafold", "FRAGMENT")
 _OPERANDS = (
@@ -17,7 +17,7 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     f"adaptive_layer_norm_backward(Tensor grad, {_OPERANDS}, Tensor stats_a, Tensor stats_s, "
-    "float eps, bool[] asked) -> Tensor[]"
+    "bool[] asked) -> Tensor[]"
 )
 _LIBRARY.impl("adaptive_layer_norm", launch.forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("adaptive_layer_norm_backward", launch.backward, "CompositeExplicitAutograd")
@@ -33,14 +33,14 @@ def _(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
 
 @torch.library.register_fake("megafold::adaptive_layer_norm_backward", lib=_LIBRARY)
 def _(
-    grad, a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, stats_a, stats_s, eps, asked
+    grad, a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, stats_a, stats_s, asked
 ):  # fmt: skip
     operands = (a, s, norm_weight_s, weight_gate, bias_gate, weight_shift)
     return [t.new_empty(t.shape) for t, one in zip(operands, asked, strict=True) if one]
 
 
 def _save(ctx, inputs, output) -> None:
-    *operands, ctx.eps, _ = inputs
+    *operands, _, _ = inputs
     _, *stats = output
     ctx.mark_non_differentiable(*stats)
     ctx.set_materialize_grads(False)
@@ -54,7 +54,7 @@ def _gradients(ctx, grad: torch.Tensor | None, *_stats: None) -> tuple[torch.Ten
     # With a graph of the backward pass: the operator, which refuses a second derivative.
     seen = torch.is_grad_enabled() or traced(grad)
     backward = torch.ops.megafold.adaptive_layer_norm_backward if seen else launch.backward
-    found = iter(backward(grad, *ctx.saved_tensors, ctx.eps, asked))
+    found = iter(backward(grad, *ctx.saved_tensors, asked))
     return (*(next(found) if one else None for one in asked), None, None)
 
 
@@ -97,6 +97,7 @@ def modulate(
 ) -> torch.Tensor:
     """Adaptive LayerNorm by the kernels; arguments validated, the result in ``dtype``."""
     operands = (a, launch.shared(a, s), norm_weight_s, weight_gate, bias_gate, weight_shift)
-    seen = traced(*operands)
-    call = torch.ops.megafold.adaptive_layer_norm if seen else _AdaptiveLayerNorm.apply
+    if traced(*operands):
+        return torch.ops.megafold.adaptive_layer_norm(*operands, eps, dtype)[0]
+    call = _AdaptiveLayerNorm.apply if differentiated(*operands) else launch.forward
     return call(*operands, eps, dtype)[0]

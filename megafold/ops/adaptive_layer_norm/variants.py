@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.adaptive_layer_norm import launch
+from megafold.ops.layer_norm import launch as rows
 from megafold.ops.layer_norm.recording import recorded
-from megafold.ops.layer_norm_linear.variants import LAUNCHES as PROJECTION
 from megafold.ops.variants import KernelVariant
 
-LAUNCHES = {launch: ("modulate_kernel", "gradient_kernel"), **PROJECTION}
+LAUNCHES = {
+    launch: ("modulate_kernel", "gradient_kernel"),
+    rows: ("normalise_kernel", "gradient_kernel"),
+}
 OWN = (launch.modulate_kernel, launch.gradient_kernel)
 # Sites of AlphaFold 3: tokens, each with a condition of its own, and atoms, whose condition all
 # samples share; bf16 stands for fp16 as well: the two compile alike.
@@ -47,9 +50,9 @@ def variants_of(
             empty(channels, channels_s),
         )
         out, *stats = launch.forward(*operands, 1e-5, dtype)
-        launch.backward(out, *operands, *stats, 1e-5, (True,) * 6)
+        launch.backward(out, *operands, *stats, (True,) * 6)
 
     shared = "" if conditions == samples else " shared"
     name = f"{str(dtype).removeprefix('torch.')} S{samples} N{tokens} A{channels}{shared}"
-    # The kernels that project the condition ship with LayerNorm + Linear.
+    # The kernels that normalise the condition ship with LayerNorm + Linear.
     return [v for v in recorded(call, LAUNCHES, name) if v.kernel in OWN]

@@ -48,6 +48,18 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 
+def packed(vector: torch.Tensor | None) -> torch.Tensor | None:
+    """A vector with its numbers side by side."""
+    return vector if vector is None or vector.stride(0) == 1 else vector.contiguous()
+
+
+def as_operand(gradient: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
+    """A gradient in the shape and dtype of what it is the gradient of."""
+    if gradient.shape != operand.shape:
+        gradient = gradient.view(operand.shape)
+    return gradient if gradient.dtype == operand.dtype else gradient.to(operand.dtype)
+
+
 def normalise(
     x: torch.Tensor,
     weight: torch.Tensor | None,

@@ -26,7 +26,6 @@ from megafold.ops.layer_norm.kernels import (
     centred_and_rstd,
     grad_of_normalised,
     load_channels,
-    rstd_of,
 )
 
 
@@ -74,43 +73,22 @@ def forward_kernel(
     outs,
     per_program,  # blocks of BLOCK_O outputs
     splits,  # programs that share BLOCK_M rows
-    WHOLE: tl.constexpr,  # BLOCK_C holds whole rows
-    EVEN: tl.constexpr,  # BLOCK_C divides C
+    EVEN: tl.constexpr,  # BLOCK_C is C
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program computes ``per_program`` blocks of outputs of BLOCK_M rows.
-
-    Rows that fit are normalised once. Longer ones are walked: once for their statistics, by
-    combining those of blocks (Chan, Golub and LeVeque 1979), then once for every block of
-    outputs, normalised on the way.
-    """
+    """One program normalises BLOCK_M rows and computes ``per_program`` blocks of outputs."""
     i_split = tl.program_id(0) % splits
     o_m = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < rows
     o_c = tl.arange(0, BLOCK_C)
-    PRODUCT: tl.constexpr = p_weight.dtype.element_ty
+    m_c = o_c < channels
 
-    if WHOLE:
-        m_c = o_c < channels
-        b_x = load_rows(p_x, o_m, o_c, stride_x, m_m, m_c, EVEN).to(tl.float32)
-        b_centred, b_mean, b_rstd = centred_and_rstd(b_x, m_c[None, :], channels, eps)
-        b_n = scaled(b_centred * b_rstd[:, None], p_norm_weight, p_norm_bias, o_c, m_c).to(PRODUCT)
-    else:
-        b_mean = tl.zeros([BLOCK_M], tl.float32)
-        b_square = tl.zeros([BLOCK_M], tl.float32)  # sum of squared distances from the mean
-        for i_c in range(0, channels, BLOCK_C):
-            m_c = i_c + o_c < channels
-            there = tl.minimum(channels - i_c, BLOCK_C).to(tl.float32)
-            b_x = load_rows(p_x, o_m, i_c + o_c, stride_x, m_m, m_c, EVEN).to(tl.float32)
-            b_of_block = tl.sum(b_x, axis=1) / there
-            b_centred = tl.where(m_c[None, :], b_x - b_of_block[:, None], 0.0)
-            b_step = b_of_block - b_mean
-            share = there / (i_c + there)
-            b_mean += b_step * share
-            b_square += tl.sum(b_centred * b_centred, axis=1) + b_step * b_step * (i_c * share)
-        b_rstd = rstd_of(b_square / channels, eps)
+    b_x = load_rows(p_x, o_m, o_c, stride_x, m_m, m_c, EVEN).to(tl.float32)
+    b_centred, b_mean, b_rstd = centred_and_rstd(b_x, m_c[None, :], channels, eps)
+    b_n = scaled(b_centred * b_rstd[:, None], p_norm_weight, p_norm_bias, o_c, m_c)
+    b_n = b_n.to(p_weight.dtype.element_ty)
     if i_split == 0:
         tl.store(p_stats + o_m, b_mean, mask=m_m)
         tl.store(p_stats + rows + o_m, b_rstd, mask=m_m)
@@ -118,19 +96,9 @@ def forward_kernel(
     last = tl.minimum((i_split + 1) * per_program, tl.cdiv(outs, BLOCK_O))
     for i_block in range(i_split * per_program, last):
         o_o = i_block * BLOCK_O + tl.arange(0, BLOCK_O)
-        b_out = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
-        if WHOLE:
-            b_w = load_turned(p_weight, o_o, o_c, stride_w, outs, o_c < channels, EVEN)
-            b_out = tl.dot(b_n, b_w, b_out)
-        else:
-            for i_c in range(0, channels, BLOCK_C):
-                m_c = i_c + o_c < channels
-                b_w = load_turned(p_weight, o_o, i_c + o_c, stride_w, outs, m_c, EVEN)
-                b_x = load_rows(p_x, o_m, i_c + o_c, stride_x, m_m, m_c, EVEN).to(tl.float32)
-                b_n = tl.where(m_c[None, :], (b_x - b_mean[:, None]) * b_rstd[:, None], 0.0)
-                b_n = scaled(b_n, p_norm_weight, p_norm_bias, i_c + o_c, m_c)
-                b_out = tl.dot(b_n.to(PRODUCT), b_w, b_out)
         m_o = o_o < outs
+        b_w = load_turned(p_weight, o_o, o_c, stride_w, outs, m_c, EVEN)
+        b_out = tl.dot(b_n, b_w)
         if p_bias is not None:
             b_out += tl.load(p_bias + o_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
         p_tile = p_out + o_m[:, None] * outs + o_o[None, :]

@@ -1,8 +1,8 @@
 """LayerNorm + Linear on the host: which kernels, their block sizes, memory, and launches.
 
-Tensor cores multiply 16-bit operands in the fused kernels. Products of fp32 operands, and the
-backward pass of rows too wide for one tile, are cuBLAS's (through torch), between kernels that
-take whole rows; the normalised x is then a temporary of the pass that needs it.
+Tensor cores multiply 16-bit operands in the fused kernels. Products of fp32 operands, and of
+rows too wide for one tile, are cuBLAS's (through torch), between kernels that take whole rows;
+the normalised x is then a temporary of the pass that needs it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import (
     GRADIENT,
     NORMALISE,
-    WIDEST,
+    as_operand,
     as_rows,
     cdiv,
     gradient,
     multiprocessors,
     normalise,
+    packed,
     padded,
     power_of_two,
 )
@@ -34,8 +35,12 @@ FORWARD = "layer_norm_linear.forward"
 BACKWARD = "layer_norm_linear.backward"
 KERNELS = (FORWARD, BACKWARD)
 
+HALVES = (torch.float16, torch.bfloat16)
+
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
-WIDEST_FUSED = 128  # channels of which one program holds all of the weight's gradient
+# Channels of which one program holds whole rows, and the weight's gradient. A forward kernel
+# that walked over wider rows took 2.6 times as long as PyTorch (docs/layer_norm_linear.md).
+WIDEST_FUSED = 128
 FILL = 2  # programs per multiprocessor below which rows are shared out among several
 # Of the kernel that adds up: small tiles, for there are few, and many groups at a time.
 FINISH = {"BLOCK_G": 32, "BLOCK_O": 4, "BLOCK_C": 32}
@@ -49,16 +54,14 @@ class Problem(NamedTuple):
     outs: int
 
 
-def is_fused(weight: torch.Tensor) -> tuple[bool, bool]:
-    """Whether the forward and the backward pass multiply in kernels of their own."""
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    return half, half and padded(weight.shape[1]) <= WIDEST_FUSED
+def is_fused(weight: torch.Tensor) -> bool:
+    """Whether both passes multiply in kernels of their own, rather than through torch."""
+    return weight.dtype in HALVES and weight.shape[1] <= WIDEST_FUSED
 
 
 def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
-    """The block sizes a kernel runs with for a problem, and where they are from."""
-    bucket = min(padded(problem.channels), WIDEST)
-    sizes = (("C", bucket), ("O", problem.outs), ("M", problem.rows))
+    """The block sizes a fused kernel runs with for a problem, and where they are from."""
+    sizes = (("C", padded(problem.channels)), ("O", problem.outs), ("M", problem.rows))
     return lookup(kernel, weight.device, weight.dtype, sizes)
 
 
@@ -66,27 +69,19 @@ def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     """What both passes of a call run, with block sizes and where those are from."""
     rows = x.numel() // x.shape[-1]
     problem = Problem(rows, *reversed(weight.shape))
-    of_rows = {k: config_of_rows(k, x, rows, problem.channels) for k in (NORMALISE, GRADIENT)}
-    by_rows = {kernel: f"{kernel}: {f.config} ({f.source})" for kernel, f in of_rows.items()}
-    forward, backward = is_fused(weight)
+    if is_fused(weight):
+        found = {kernel: config_of(kernel, problem, weight) for kernel in KERNELS}
+    else:
+        found = {k: config_of_rows(k, x, rows, problem.channels) for k in (NORMALISE, GRADIENT)}
+    lines = (f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items())
+    if is_fused(weight):
+        return tuple(lines)
     why = (
         f"rows of {problem.channels} channels, more than {WIDEST_FUSED}"
-        if forward
+        if weight.dtype in HALVES
         else "fp32 operands"
     )
-    lines = []
-    for fused, kernel, rest in (
-        (forward, FORWARD, (NORMALISE,)),
-        (backward, BACKWARD, (NORMALISE, GRADIENT)),
-    ):
-        name = kernel.rpartition(".")[2]
-        if fused:
-            found = config_of(kernel, problem, weight)
-            lines.append(f"{kernel}: {found.config} ({found.source})")
-        else:
-            lines.append(f"{name}: products by torch ({why}), between")
-            lines += [f"  {by_rows[k]}" for k in rest]
-    return tuple(lines)
+    return (f"products by torch ({why}), between", *(f"  {line}" for line in lines))
 
 
 def forward(
@@ -104,8 +99,8 @@ def forward(
     if not stats.numel() or not outs:
         return torch.empty(shape, dtype=weight.dtype, device=x.device), stats
     flat, weight = as_rows(x), as_rows(weight)
-    norm_weight, norm_bias, bias = (_packed(t) for t in (norm_weight, norm_bias, bias))
-    if is_fused(weight)[0]:
+    norm_weight, norm_bias, bias = packed(norm_weight), packed(norm_bias), packed(bias)
+    if is_fused(weight):
         out = torch.empty(shape, dtype=weight.dtype, device=x.device)
         launch_forward(flat, norm_weight, norm_bias, weight, bias, out, stats, eps)
         return out, stats
@@ -132,14 +127,11 @@ def backward(
             for t, one in zip(operands, asked, strict=True)
             if one
         ]
-    flat, grad, packed = as_rows(x), as_rows(grad), as_rows(weight)
-    norms = _packed(norm_weight), _packed(norm_bias)
-    run = _fused_backward if is_fused(weight)[1] else _backward_by_products
-    found = run(grad, flat, *norms, packed, stats, tuple(asked))
+    norms = packed(norm_weight), packed(norm_bias)
+    run = _fused_backward if is_fused(weight) else _backward_by_products
+    found = run(as_rows(grad), as_rows(x), *norms, as_rows(weight), stats, tuple(asked))
     return [
-        value.view(t.shape).to(t.dtype)
-        for t, value, one in zip(operands, found, asked, strict=True)
-        if one
+        as_operand(value, t) for t, value, one in zip(operands, found, asked, strict=True) if one
     ]
 
 
@@ -199,7 +191,7 @@ def launch_forward(x, norm_weight, norm_bias, weight, bias, out, stats, eps) -> 
     config = config_of(FORWARD, problem, weight).config
     launcher = _forward(
         forward_kernel, config, problem, x.device, eps,
-        *(layout(t) for t in (x, norm_weight, norm_bias, weight, bias)),
+        layout(x), layout(norm_weight), layout(norm_bias), layout(weight), layout(bias),
     )  # fmt: skip
     with on(x.device):
         return launcher(x, norm_weight, norm_bias, weight, bias, out, stats)
@@ -212,7 +204,7 @@ def launch_backward(grad, x, norm_weight, weight, stats, grad_x, products, total
     launcher = _backward(
         backward_kernel, config, problem, x.device,
         tuple(t is not None for t in (grad_x, products, totals)),
-        *(layout(t) for t in (grad, x, norm_weight, weight)),
+        layout(grad), layout(x), layout(norm_weight), layout(weight),
     )  # fmt: skip
     with on(x.device):
         return launcher(grad, x, norm_weight, weight, stats, grad_x, products, totals)
@@ -225,7 +217,7 @@ def launch_finish(
     outputs = (grad_weight, grad_bias, of_norms)
     launcher = _finish(
         finish_kernel, tuple(products.shape), products.device, totals is not None,
-        *(layout(t) for t in (norm_weight, norm_bias, weight)),
+        layout(norm_weight), layout(norm_bias), layout(weight),
         tuple(t is not None for t in outputs),
     )  # fmt: skip
     with on(products.device):
@@ -244,7 +236,6 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=4096)
 def _plan(problem: Problem, config: Config, device: torch.device) -> Plan:
     blocks = _fitted(config, problem)
-    blocks["BLOCK_C"] = padded(problem.channels)
     wanted = blocks.pop("WAVES") * multiprocessors(device)
     slices = cdiv(problem.outs, blocks["BLOCK_O"])
     steps = cdiv(problem.rows, blocks["BLOCK_M"] * slices)
@@ -264,11 +255,7 @@ def _forward(
     splits = min(blocks_out, cdiv(FILL * multiprocessors(device), per_rows))
     per_program = cdiv(blocks_out, splits)
     splits = cdiv(blocks_out, per_program)
-    constants = {
-        "WHOLE": blocks["BLOCK_C"] >= problem.channels,
-        "EVEN": problem.channels % blocks["BLOCK_C"] == 0,
-        **blocks,
-    }
+    constants = {"EVEN": problem.channels == blocks["BLOCK_C"], **blocks}
     numbers = (x[0][0], weight[0][0], eps, *problem, per_program, splits)
     return Launcher(kernel, per_rows * splits, numbers, constants, config.options)
 
@@ -301,15 +288,9 @@ def _finish(
 
 
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:
-    """The block sizes of a table, no larger than the problem."""
+    """The block sizes of a table, no larger than the problem, and whole rows."""
     blocks = dict(config.blocks)
     for name, size in (("BLOCK_M", problem.rows), ("BLOCK_O", problem.outs)):
         blocks[name] = min(blocks[name], max(SMALLEST_BLOCK, power_of_two(size)))
-    if "BLOCK_C" in blocks:
-        blocks["BLOCK_C"] = min(blocks["BLOCK_C"], padded(problem.channels))
+    blocks["BLOCK_C"] = padded(problem.channels)
     return blocks
-
-
-def _packed(vector: torch.Tensor | None) -> torch.Tensor | None:
-    """A vector with its numbers side by side."""
-    return vector if vector is None or vector.stride(0) == 1 else vector.contiguous()

@@ -1,14 +1,14 @@
 """LayerNorm + Linear as PyTorch operators: what torch.compile, autograd and opcheck see of it.
 
-A call that nobody traces takes the short way, an ``autograd.Function``: going through PyTorch's
-dispatcher several times takes longer than the kernels of a small call.
+A call that nobody traces takes the short way, an ``autograd.Function``, or without gradients none:
+going through PyTorch's dispatcher several times takes longer than the kernels of a small call.
 """
 
 from __future__ import annotations
 
 import torch
 
-from megafold.ops.layer_norm.traced import traced
+from megafold.ops.layer_norm.traced import differentiated, traced
 from megafold.ops.layer_norm_linear import launch
 
 _LIBRARY = torch.library.Library("megafold", "FRAGMENT")
@@ -92,6 +92,7 @@ def project(
 ) -> torch.Tensor:
     """LayerNorm + Linear by the kernels; arguments validated, the result in weight's dtype."""
     operands = (x, norm_weight, norm_bias, weight, bias)
-    seen = traced(*operands)
-    call = torch.ops.megafold.layer_norm_linear if seen else _LayerNormLinear.apply
+    if traced(*operands):
+        return torch.ops.megafold.layer_norm_linear(*operands, eps)[0]
+    call = _LayerNormLinear.apply if differentiated(*operands) else launch.forward
     return call(*operands, eps)[0]
