@@ -94,6 +94,26 @@ def test_a_shared_condition_is_projected_as_often_as_there_are_conditions():
     assert launch.shared(a, s) is s
 
 
+@each_dtype
+def test_a_condition_goes_through_the_products_that_pytorch_has(dtype, monkeypatch):
+    """How exact a product of fp32 is depends on its size: a library splits small ones."""
+    case, inputs, _ = drawn("S6 N35 A24 C20", dtype)
+    inputs["s"] = inputs["s"][:1].clone()
+    linear, products = torch.nn.functional.linear, []
+
+    def record(x, weight, bias=None):
+        products.append((x.numel() // x.shape[-1], tuple(weight.shape), bias is not None))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", record)
+    with ops.use("triton"):
+        case.run(inputs)
+    ours = products.copy()
+    products.clear()
+    case.run_reference(inputs)
+    assert ours == products == [(35, (24, 20), True), (35, (24, 20), False)]
+
+
 @each_half
 @pytest.mark.parametrize("waves", [1, 8])
 def test_rows_that_share_are_split_in_any_way(waves, dtype):
