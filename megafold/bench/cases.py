@@ -23,6 +23,7 @@ Inputs = dict[str, torch.Tensor | None]
 Sizes = Mapping[str, int]
 
 DIRECTIONS = ("forward", "full")
+PAIR_BLOCK = "pair_block"
 MASKED = 0.1  # share of keys, or of pairs, that the mask leaves out
 
 
@@ -69,12 +70,14 @@ class Case:
 
     @property
     def function(self) -> Callable[..., torch.Tensor]:
-        """The public operator."""
-        return getattr(ops, self.op)
+        """The public operator, or the block of the model."""
+        return _pair_block().pair_block if self.op == PAIR_BLOCK else getattr(ops, self.op)
 
     @property
     def reference(self) -> Callable[..., torch.Tensor]:
         """The equation in plain PyTorch."""
+        if self.op == PAIR_BLOCK:
+            return _pair_block().reference
         return getattr(ops.reference, self.op)
 
     def make_inputs(
@@ -273,12 +276,37 @@ def _conditioned_transition(n: Sizes) -> _Built:
     return arguments, {}, arguments["a"].shape, flops
 
 
+def _pair_block_case(n: Sizes) -> _Built:
+    tokens, channels, heads = n["N"], n["C"], n["H"]
+    pairs = tokens * tokens
+    arguments = {
+        "z": Argument((tokens, tokens, channels), "data"),
+        "mask": Argument((tokens, tokens), "mask"),
+    }
+    for name, parameter in _pair_block().parameters(channels, heads).items():
+        kind = "weight"
+        if parameter.dim() == 1:
+            kind = "scale" if name.endswith("weight") else "offset"
+        arguments[name] = Argument(tuple(parameter.shape), kind)
+    projected = 2 * 6 * channels + 2 * (5 * channels + heads) + 12 * channels
+    triangles = 2 * tokens * channels + 2 * 2 * tokens * channels
+    flops = 2 * pairs * (channels * projected + triangles)
+    return arguments, {"heads": heads}, arguments["z"].shape, flops
+
+
+def _pair_block():  # its module loads the model, which most who read cases do not need
+    from megafold.bench import pair_block
+
+    return pair_block
+
+
 # Letters of the key, optional ones, and what builds the case.
 _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "evo_attention": ("B S N H D", "K shared", _evo_attention),
     "layer_norm_linear": ("M C O", "", _layer_norm_linear),
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
+    PAIR_BLOCK: ("N C H", "", _pair_block_case),
     "adaptive_layer_norm": ("S N A C", "shared", _adaptive_layer_norm),
     "conditioned_transition": ("S N A C H", "shared", _conditioned_transition),
 }
@@ -353,5 +381,9 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
             "S48 N384 A768 C384 H1536",  # tokens
             "S48 N9216 A128 C128 H256 shared",  # atoms
         ),
+    },
+    PAIR_BLOCK: {
+        "small": ("N16 C32 H4",),
+        "full": ("N384 C128 H4", "N768 C128 H4"),
     },
 }

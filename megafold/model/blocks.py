@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from megafold import ops
+
+
+def recomputed(function: Callable[..., Any], *args: Any) -> Any:
+    """Call ``function``, and again in the backward pass: its activations are not kept.
+
+    The second call has the operators' implementation of the first one, wherever the backward
+    pass begins.
+    """
+    backend = ops.backend()
+
+    def call(*args: Any) -> Any:
+        with ops.use(backend):
+            return function(*args)
+
+    return checkpoint(call, *args, use_reentrant=False)
 
 
 class Blocks(nn.ModuleList):
@@ -23,5 +41,5 @@ class Blocks(nn.ModuleList):
     def run(self, block: nn.Module, *args):
         """Call one of the blocks."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
+            return recomputed(block, *args)
         return block(*args)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+
+from megafold.model.blocks import recomputed
 
 # Logits held at once.
 CHUNK_ENTRIES = 1 << 22
@@ -43,10 +44,7 @@ def pair_cross_entropy(
 
     total = z.new_zeros((), dtype=torch.float32)
     for rows in row_chunks(bins, z, z.transpose(0, 1), target, mask):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(part, *rows, use_reentrant=False)
-        else:
-            total = total + part(*rows)
+        total = total + (recomputed(part, *rows) if torch.is_grad_enabled() else part(*rows))
     return total / mask.sum().clamp(min=1)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megafold import ops
-from megafold.model.primitives import Transition, dropout_shared, linear
+from megafold.model.primitives import Transition, add_dropped, linear
 
 
 class TriangleMultiplication(nn.Module):
@@ -92,14 +92,12 @@ class PairStack(nn.Module):
     def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """z ``[N, N, C]``, mask ``[N, N]`` bool; returns the updated z."""
 
-        def row(x: torch.Tensor) -> torch.Tensor:
-            return dropout_shared(x, self.dropout, 0, self.training)
+        def add(z: torch.Tensor, update: torch.Tensor, shared: int) -> torch.Tensor:
+            return add_dropped(z, update, self.dropout, shared, self.training)
 
-        def column(x: torch.Tensor) -> torch.Tensor:
-            return dropout_shared(x, self.dropout, 1, self.training)
-
-        z = z + row(self.triangle_multiplication_outgoing(z, mask))
-        z = z + row(self.triangle_multiplication_incoming(z, mask))
-        z = z + row(self.triangle_attention_starting(z, mask))
-        z = z + column(self.triangle_attention_ending(z, mask))
+        rows, columns = 0, 1  # along which a mask of dropout is the same
+        z = add(z, self.triangle_multiplication_outgoing(z, mask), rows)
+        z = add(z, self.triangle_multiplication_incoming(z, mask), rows)
+        z = add(z, self.triangle_attention_starting(z, mask), rows)
+        z = add(z, self.triangle_attention_ending(z, mask), columns)
         return z + self.transition(z)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
 from megafold.model.attention import AttentionPairBias
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
 from megafold.model.msa import OuterProductMean, PairWeightedAveraging
-from megafold.model.primitives import dropout_shared
+from megafold.model.primitives import add_dropped, dropout_shared
 from megafold.model.triangle import TriangleAttention
 from megafold.model.windows import AtomWindows
 from tests.model.seeds import seeded
@@ -154,6 +155,19 @@ def test_shared_dropout_is_the_same_along_its_axis_and_keeps_the_mean():
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(dropped.mean() - 1.0) < 0.05
     assert dropout_shared(x, 0.25, 0, training=False) is x
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_an_update_is_added_behind_the_same_dropout(dim):
+    x, update = torch.randn(2, 6, 5, 4)
+    added = {}
+    for training in (True, False):
+        torch.manual_seed(3)
+        found = add_dropped(x, update, 0.25, dim, training)
+        torch.manual_seed(3)
+        torch.testing.assert_close(found, x + dropout_shared(update, 0.25, dim, training))
+        added[training] = found
+    assert not torch.equal(added[True], added[False])
 
 
 def test_the_order_of_alignment_rows_does_not_matter(model, batch):

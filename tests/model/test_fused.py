@@ -1,0 +1,136 @@
+"""One set of weights, two implementations: the whole model in PyTorch and by its kernels.
+
+On the CPU the kernels run in Triton's interpreter, and in fp32, for it does not round bf16 as a
+GPU does; on a GPU the model runs under autocast in bf16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from megafold import data, ops
+from megafold.bench import accuracy
+from megafold.data.batch import Batch, pad_batch
+from megafold.model import CONFIGS, STAGES, AlphaFold3, training_loss
+from megafold.model.blocks import Blocks
+from tests.model.seeds import seeded
+
+NOTHING = 1e-7  # of the largest gradient: what is zero but for rounding
+TINIEST = dataclasses.replace(
+    CONFIGS["tiny"],
+    c_s=16, c_z=16, c_m=16, c_template=16, c_atom=16, c_token=16, c_fourier=16,
+    pairformer_blocks=1, pairformer_heads=2, atom_heads=2, diffusion_blocks=1, diffusion_heads=2,
+    diffusion_samples=2, rollout_steps=1, msa_rows=4,
+)  # fmt: skip
+
+
+def padded_batch() -> Batch:
+    """Six residues of a peptide with a template, and two tokens and five atoms that are none."""
+    batch = data.example_batch("1AS5", crop=6)
+    n, generator = batch.num_tokens, seeded()
+    some = torch.rand(1, n, generator=generator) < 0.8
+    batch = dataclasses.replace(
+        batch,
+        template_mask=torch.ones(1, dtype=torch.bool),
+        template_restype=batch.restype[None],
+        template_pseudo_beta_mask=some,
+        template_backbone_frame_mask=some,
+        template_distogram=torch.randint(0, 39, (1, n, n), generator=generator),
+        template_unit_vector=torch.randn(1, n, n, 3, generator=generator),
+        resolution=2.0,
+    )
+    return pad_batch(batch, n + 2, batch.num_atoms + 5)
+
+
+def in_dtype(batch: Batch, dtype: torch.dtype, device: str) -> Batch:
+    tensors = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in vars(batch).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return dataclasses.replace(batch, **tensors).to(device)
+
+
+def losses_and_gradients(backend: str, dtype: torch.dtype, device: str) -> accuracy.Results:
+    """Every loss, and the gradient of every parameter; half types by autocast."""
+    half = dtype.itemsize == 2
+    stored = torch.float32 if half else dtype
+    torch.manual_seed(0)
+    model = AlphaFold3(TINIEST)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.to(device, stored).eval()
+    batch = in_dtype(padded_batch(), stored, device)
+    casting = torch.autocast(device, dtype) if half else nullcontext()
+    with ops.use(backend), casting:
+        losses = training_loss(model, batch, generator=seeded(), stage=STAGES["fine_tuning_3"])
+    losses.total.backward()
+    found = {name: value.detach() for name, value in vars(losses).items()}
+    gradients = {f"grad {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {**found, **gradients}
+
+
+def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
+    """The rule of the operators, for a model.
+
+    All errors of one run have their origin in the same few roundings and scatter together, so
+    the factor holds for the mean over all results; each alone is held to the larger one, of its
+    own error in eager or of eager's typical one.
+    """
+    kernels = losses_and_gradients("triton", dtype, device)
+    eager = losses_and_gradients("torch", dtype, device)
+    exact = losses_and_gradients("torch", torch.float64, device)
+    assert kernels.keys() == eager.keys() == exact.keys()
+    largest = max(value.abs().max() for name, value in exact.items() if name.startswith("grad"))
+    nothing = {name for name, value in exact.items() if value.abs().max() < NOTHING * largest}
+    # An offset of all logits of a softmax, for one.
+    rest = [name for name in exact if name not in nothing]
+    assert len(rest) > 0.9 * len(exact)
+    for name in nothing:
+        bound = 10 * max(eager[name].abs().max(), torch.finfo(dtype).eps * NOTHING * largest)
+        assert kernels[name].abs().max() <= bound, name
+
+    def errors(results: accuracy.Results) -> dict[str, float]:
+        return {name: accuracy.relative_errors(results[name], exact[name])[0] for name in rest}
+
+    def mean(values: dict[str, float]) -> float:
+        return math.sqrt(sum(v * v for v in values.values()) / len(values))
+
+    of_kernels, of_eager = errors(kernels), errors(eager)
+    typical = mean(of_eager)
+    assert mean(of_kernels) <= accuracy.FACTOR * typical
+    allowed = {n: accuracy.FACTOR_LARGEST * max(e, typical) for n, e in of_eager.items()}
+    beyond = [n for n, e in of_kernels.items() if e > allowed[n]]
+    assert beyond == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted beside a GPU")
+def test_both_backends_are_one_model_on_the_cpu():
+    assert_the_same_model(torch.float32, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_both_backends_are_one_model_on_a_gpu(dtype):
+    assert_the_same_model(dtype, "cuda")
+
+
+def test_blocks_are_computed_again_by_the_implementation_they_were_computed_with():
+    ran = []
+
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            ran.append(ops.backend())
+            return x.sin()
+
+    blocks = Blocks([Block()], checkpointing=True)
+    with ops.use("triton"):
+        out = blocks.run(blocks[0], torch.ones(3, requires_grad=True))
+    out.sum().backward()
+    assert ran == ["triton", "triton"]
