@@ -1,16 +1,40 @@
-"""Training: the step, memorising one structure."""
+"""Training: the step, memorising one structure.
 
-from megafold.train.memorise import (
-    MEMORISING,
-    Evaluation,
-    Memorised,
-    Recipe,
-    load_or_memorise,
-    memorise,
-    sample_memorised,
-    save_run,
-)
-from megafold.train.trainer import StepRecord, TrainConfig, Trainer
+Public names are imported on first use, so that the command line starts without PyTorch. A
+module never has the name of a public function.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megafold.train.memorising import (
+        MEMORISING,
+        Evaluation,
+        Memorised,
+        Recipe,
+        load_or_memorise,
+        memorise,
+        sample_memorised,
+        save_run,
+    )
+    from megafold.train.trainer import StepRecord, TrainConfig, Trainer
+
+_HOMES = {
+    "MEMORISING": "memorising",
+    "Evaluation": "memorising",
+    "Memorised": "memorising",
+    "Recipe": "memorising",
+    "StepRecord": "trainer",
+    "TrainConfig": "trainer",
+    "Trainer": "trainer",
+    "load_or_memorise": "memorising",
+    "memorise": "memorising",
+    "sample_memorised": "memorising",
+    "save_run": "memorising",
+}
 
 __all__ = [
     "MEMORISING",
@@ -25,3 +49,13 @@ __all__ = [
     "sample_memorised",
     "save_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megafold.train.memorise import Memorised
+    from megafold.train.memorising import Memorised
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -45,7 +45,7 @@ def _memorise(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from megafold.train.memorise import MEMORISING, Recipe, memorise
+    from megafold.train.memorising import MEMORISING, Recipe, memorise
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
@@ -93,7 +93,7 @@ def _write(run: Memorised, device: str, folder: Path) -> list[Path]:
     from megafold import data
     from megafold.atomic import atomic_write
     from megafold.model import predict_confidence
-    from megafold.train.memorise import sample_memorised
+    from megafold.train.memorising import sample_memorised
 
     recipe = run.recipe
     batch = data.example_batch(recipe.entry, seed=recipe.train.seed).to(device)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megafold.train import StepRecord
-from megafold.train.memorise import Evaluation
+from megafold.train.memorising import Evaluation
 from megafold.viz import training_figures
 
 
