@@ -21,12 +21,11 @@ from megafold.ops.layer_norm.launch import (
     WIDEST,
     as_operand,
     as_rows,
-    cdiv,
     fitted,
-    multiprocessors,
     packed,
     padded,
 )
+from megafold.ops.sizes import cdiv, multiprocessors
 from megafold.ops.tuning import Config, Found, lookup
 
 MODULATE = "adaptive_layer_norm.modulate"

@@ -9,6 +9,7 @@ import torch
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.kernels import gradient_kernel, normalise_kernel
+from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import Config, Found, lookup
 
 NORMALISE = "layer_norm.normalise"
@@ -16,19 +17,6 @@ GRADIENT = "layer_norm.gradient"
 KERNELS = (NORMALISE, GRADIENT)
 
 NARROWEST, WIDEST = 16, 1024  # of the tables; wider rows take the blocks of the widest
-
-
-# Triton's own functions of these names can be called in kernels too, and take 20 times as long.
-
-
-def cdiv(number: int, divisor: int) -> int:
-    """How many times ``divisor`` it takes to reach ``number``."""
-    return -(-number // divisor)
-
-
-def power_of_two(number: int) -> int:
-    """The least power of two that is no less."""
-    return 1 << (number - 1).bit_length() if number > 1 else 1
 
 
 def padded(channels: int) -> int:
@@ -123,14 +111,6 @@ def fitted(config: Config, channels: int) -> dict[str, int]:
     wide = padded(channels)
     rows = max(1, config.blocks["ROWS"] * WIDEST // max(wide, WIDEST))
     return {"ROWS": rows, "BLOCK_C": wide}
-
-
-@lru_cache(maxsize=64)
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=4096)

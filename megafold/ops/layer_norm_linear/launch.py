@@ -19,16 +19,14 @@ from megafold.ops.layer_norm.launch import (
     NORMALISE,
     as_operand,
     as_rows,
-    cdiv,
     gradient,
-    multiprocessors,
     normalise,
     packed,
     padded,
-    power_of_two,
 )
 from megafold.ops.layer_norm.launch import config_of as config_of_rows
 from megafold.ops.layer_norm_linear.kernels import backward_kernel, finish_kernel, forward_kernel
+from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "layer_norm_linear.forward"

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.sizes import cdiv, power_of_two
 from megafold.ops.transition import elementwise
 from megafold.ops.transition.backward import grad_rows_kernel
 from megafold.ops.transition.forward import forward_kernel
@@ -49,11 +49,6 @@ class Problem(NamedTuple):
         return cls(x.numel() // channels, channels, hidden)
 
 
-def cdiv(size: int, block: int) -> int:
-    """How many blocks hold ``size``. (Triton's own takes ten microseconds a call.)"""
-    return -(-size // block)
-
-
 def fused(channels: int, dtype: torch.dtype) -> bool:
     """Whether the fused kernels take a call."""
     return channels <= WIDEST_FUSED and dtype.itemsize == 2
@@ -69,7 +64,7 @@ def why_not_fused(channels: int, dtype: torch.dtype) -> str:
 @lru_cache(maxsize=256)
 def padded_width(width: int) -> int:
     """The width a kernel computes with: the next power of two, 16 at least."""
-    return max(SMALLEST_BLOCK, triton.next_power_of_2(width))
+    return max(SMALLEST_BLOCK, power_of_two(width))
 
 
 def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Found:
@@ -260,7 +255,7 @@ def _elementwise(
 
 @lru_cache(maxsize=256)
 def _norm_blocks(channels: int) -> dict[str, int]:
-    block_c = triton.next_power_of_2(channels)
+    block_c = power_of_two(channels)
     return {"BLOCK_M": min(NORM_ROWS, max(1, NORM_ELEMENTS // block_c)), "BLOCK_C": block_c}
 
 

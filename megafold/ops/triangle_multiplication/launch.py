@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
+from megafold.ops.sizes import cdiv, power_of_two
 from megafold.ops.triangle_multiplication.backward import grad_input_kernel, grad_output_kernel
 from megafold.ops.triangle_multiplication.forward import output_kernel, project_kernel
 from megafold.ops.tuning import Config, Found, lookup
@@ -123,20 +123,20 @@ def _launcher(
         "PRECISION": precision,
         **blocks,
     }
-    programs = triton.cdiv(rows, blocks["BLOCK_M"])
+    programs = cdiv(rows, blocks["BLOCK_M"])
     return Launcher(kernel, programs, numbers, constants, config.options)
 
 
 def programs_of(kernel: str, problem: Problem, weight: torch.Tensor) -> int:
     """How many programs of a kernel take all pairs, each one block of them."""
     config = config_of(kernel, problem, weight).config
-    return triton.cdiv(problem.pairs, _fitted(config, problem)["BLOCK_M"])
+    return cdiv(problem.pairs, _fitted(config, problem)["BLOCK_M"])
 
 
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:
     """The block sizes of a table, no larger than the problem."""
     width = padded(problem.channels)
-    pairs = max(SMALLEST_BLOCK, triton.next_power_of_2(problem.pairs))
+    pairs = max(SMALLEST_BLOCK, power_of_two(problem.pairs))
     return {
         "BLOCK_M": min(config.blocks["BLOCK_M"], pairs),
         "BLOCK_O": min(config.blocks["BLOCK_O"], width),

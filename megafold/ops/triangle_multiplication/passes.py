@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import triton
 
 from megafold.ops.layer_norm.launch import as_rows
+from megafold.ops.sizes import cdiv
 from megafold.ops.triangle_multiplication import launch
 from megafold.ops.triangle_multiplication.launch import Problem
 
@@ -135,7 +135,7 @@ class _Backward:
         self.edges, self.stats, self.outgoing, self.wanted = edges, stats, outgoing, wanted
         self.channels, self.pairs = problem.channels, problem.pairs
         self.weight = operands["p_in_weight"]
-        self.gap = triton.cdiv(self.channels, parts(problem, self.weight.element_size()))
+        self.gap = cdiv(self.channels, parts(problem, self.weight.element_size()))
         self.work = self._empty(2 * self.channels + self.gap, self.pairs)
         self.found: dict[str, torch.Tensor] = {}
 
