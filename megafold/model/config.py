@@ -57,7 +57,7 @@ class ModelConfig:
     pae_bins: int = 64  # of 0.5 angstrom
     pde_bins: int = 64  # of 0.5 angstrom
     atoms_per_token: int = 24  # at most; the largest standard nucleotide has 23
-    rollout_steps: int = 20  # of the sampler, for the confidence head in training
+    rollout_steps: int = 20  # of the sampler, in training: for confidence and the truth's names
 
     checkpointing: bool = True  # recompute blocks in the backward pass
 
@@ -87,7 +87,7 @@ CONFIGS = {
         c_template=16, template_blocks=1, template_heads=2,
         c_atom=64, c_atompair=8, atom_blocks=1, atom_heads=4,
         c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=16,
-        confidence_blocks=1, checkpointing=False,
+        confidence_blocks=1, rollout_steps=8, checkpointing=False,
     ),
 }  # fmt: skip
 
