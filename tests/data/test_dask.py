@@ -16,13 +16,19 @@ from megafold.data import Cache, build_cache, building, commands, examine_cache,
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of two worker processes on this machine."""
+    import dask
     from distributed import Client, LocalCluster
 
+    threads = os.environ.get("OMP_NUM_THREADS")
+    # Dask holds its workers to one thread each by variables of *this* process's environment,
+    # and leaves them there: everything that is started later would have one thread, too.
     with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster),
     ):
         yield cluster
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 @pytest.fixture(scope="module")
