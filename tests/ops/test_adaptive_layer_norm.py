@@ -28,7 +28,7 @@ each_half = pytest.mark.parametrize("dtype", HALF)
 @each_dtype
 @pytest.mark.parametrize("channels", [8, 24, 128, 384, 768])
 def test_every_width(channels, dtype):
-    assert_shape_accurate(OP, f"S2 N20 A{channels} C24", dtype)
+    assert_shape_accurate(OP, f"S2 N20 A{channels} C96", dtype)
 
 
 @each_dtype

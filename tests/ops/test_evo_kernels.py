@@ -189,21 +189,17 @@ def test_heavy_tails_in_half_precision(dtype):
 
 
 def test_heavy_tails_in_single_precision():
-    """On (geometric) average over draws, and in all together.
+    """On (geometric) average over draws.
 
     With logits up to a million one rounding of one near tie decides a draw: eager's own error is
-    two hundred times as large in some draws as in others.
+    two hundred times as large in some draws as in others, and the worst decides every sum.
     """
-    ratios, ours, eagers = [], [], []
+    ratios = []
     for seed in range(9):
         inputs, grad = cauchy("B1 S3 N40 H2 D32", torch.float32, 1e6, seed)
         compared = accuracy.compare(*three_results(inputs, grad))
         ratios.append([c.error / c.eager_error for c in compared])
-        ours.append([c.error for c in compared])
-        eagers.append([c.eager_error for c in compared])
     assert (torch.tensor(ratios).log().mean(dim=0).exp() <= accuracy.FACTOR).all()
-    together = torch.tensor(ours).norm(dim=0) / torch.tensor(eagers).norm(dim=0)
-    assert (together <= accuracy.FACTOR).all()
 
 
 # Gradients that are differences of almost equal numbers.
