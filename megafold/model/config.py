@@ -87,7 +87,7 @@ CONFIGS = {
         c_template=16, template_blocks=1, template_heads=2,
         c_atom=64, c_atompair=8, atom_blocks=1, atom_heads=4,
         c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=16,
-        confidence_blocks=1, rollout_steps=8, checkpointing=False,
+        confidence_blocks=1, rollout_steps=2, checkpointing=False,
     ),
 }  # fmt: skip
 
