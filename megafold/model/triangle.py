@@ -8,6 +8,10 @@ from torch import nn
 from megafold import ops
 from megafold.model.primitives import Transition, add_dropped, linear
 
+# Rows of a projection that is cut into parts are multiples of this: the kernels read a part 16
+# bytes at a time where each of its rows begins at such an address, else number by number.
+ALIGNED = 16
+
 
 class TriangleMultiplication(nn.Module):
     """Algorithms 12 (outgoing) and 13 (incoming). z ``[N, N, C]``, mask ``[N, N]`` bool."""
@@ -56,15 +60,18 @@ class TriangleAttention(nn.Module):
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         layers = (self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_b)
+        widths = [layer.out_features for layer in layers]
+        widths.append(-sum(widths) % ALIGNED)
+        padding = self.linear_b.weight.new_zeros(widths[-1], z.shape[-1])
         # One LayerNorm feeds all five projections.
         projected = ops.layer_norm_linear(
             z,
             self.layer_norm.weight,
             self.layer_norm.bias,
-            torch.cat([layer.weight for layer in layers]),
+            torch.cat([*(layer.weight for layer in layers), padding]),
             eps=self.layer_norm.eps,
         )
-        q, k, v, g, b = projected.split([layer.out_features for layer in layers], dim=-1)
+        q, k, v, g, b, _ = projected.split(widths, dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).unsqueeze(0) for x in (q, k, v))
         b, mask = b.permute(2, 0, 1).unsqueeze(0), mask.unsqueeze(0)
         if self.starting:
