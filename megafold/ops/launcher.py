@@ -18,6 +18,9 @@ Layout = tuple[tuple[int, ...], torch.dtype, bool]
 
 _HERE = nullcontext()
 ALIGNMENT = 16  # bytes; Triton compiles another variant for pointers that are less aligned
+# Whether launches are recorded and nothing runs (`megafold.ops.recording`): tensors then need no
+# memory.
+recording = False
 
 
 class Launcher:
@@ -40,8 +43,8 @@ class Launcher:
         constants: Mapping[str, Any],
         options: Mapping[str, int],
     ) -> None:
-        self._kernel, self._grid = kernel, (programs, 1, 1)
-        self._numbers, self._constants, self._options = numbers, constants, options
+        self.kernel, self.grid = kernel, (programs, 1, 1)
+        self.numbers, self.constants, self.options = numbers, constants, options
         ordered = [constants[name] for name in kernel.arg_names if name in constants]
         self._rest = (*numbers, *ordered)
         self._compiled: Any = None
@@ -53,11 +56,11 @@ class Launcher:
             tensors: alike, from call to call, in their :func:`layout`.
         """
         if self._compiled is None:  # always so in the interpreter, which compiles nothing
-            self._compiled = self._kernel[self._grid](
-                *tensors, *self._numbers, **self._constants, **self._options
+            self._compiled = self.kernel[self.grid](
+                *tensors, *self.numbers, **self.constants, **self.options
             )
         else:
-            self._compiled[self._grid](*tensors, *self._rest)
+            self._compiled[self.grid](*tensors, *self._rest)
         return self._compiled
 
 

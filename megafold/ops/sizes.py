@@ -21,9 +21,18 @@ def power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
+OF_AN_H100 = 132
+
+
 @lru_cache(maxsize=64)
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs."""
+    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs.
+
+    As many as an H100 has for tensors without memory, which stand for those of a GPU where what
+    would be launched is recorded.
+    """
+    if device.type == "meta":
+        return OF_AN_H100
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.adaptive_layer_norm import launch
-from megafold.ops.layer_norm import launch as rows
-from megafold.ops.layer_norm.recording import recorded
+from megafold.ops.recording import recorded
 from megafold.ops.variants import KernelVariant
 
-LAUNCHES = {
-    launch: ("modulate_kernel", "gradient_kernel"),
-    rows: ("normalise_kernel", "gradient_kernel"),
-}
 OWN = (launch.modulate_kernel, launch.gradient_kernel)
 # Sites of AlphaFold 3: tokens, each with a condition of its own, and atoms, whose condition all
 # samples share; bf16 stands for fp16 as well: the two compile alike.
@@ -55,4 +50,4 @@ def variants_of(
     shared = "" if conditions == samples else " shared"
     name = f"{str(dtype).removeprefix('torch.')} S{samples} N{tokens} A{channels}{shared}"
     # The kernels that normalise the condition ship with LayerNorm + Linear.
-    return [v for v in recorded(call, LAUNCHES, name) if v.kernel in OWN]
+    return [v for v in recorded(call, name) if v.kernel in OWN]

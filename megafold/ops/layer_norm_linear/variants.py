@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from megafold.ops.layer_norm import launch as rows
-from megafold.ops.layer_norm.recording import distinct, recorded
 from megafold.ops.layer_norm_linear import launch
+from megafold.ops.recording import distinct, recorded
 from megafold.ops.variants import KernelVariant
 
-LAUNCHES = {
-    launch: ("forward_kernel", "backward_kernel", "finish_kernel"),
-    rows: ("normalise_kernel", "gradient_kernel"),
-}
 # Sites of AlphaFold 3: the pair representation into triangle attention and into a bias, a
 # single representation, the widest; bf16 stands for fp16 as well: the two compile alike.
 SHIPPED = (
@@ -45,4 +40,4 @@ def variants_of(m: int, channels: int, outs: int, dtype: torch.dtype) -> list[Ke
         launch.backward(out, *operands, bias, stats, (True,) * 5)
 
     name = f"{str(dtype).removeprefix('torch.')} M{m} C{channels} O{outs}"
-    return recorded(call, LAUNCHES, name)
+    return recorded(call, name)

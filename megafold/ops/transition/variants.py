@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.layer_norm.recording import recorded
+from megafold.ops.recording import recorded
 from megafold.ops.transition import elementwise, launch
 from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.table import DEFAULT
@@ -59,7 +59,7 @@ def variant(entry: Entry) -> KernelVariant:
 
     config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
     with use_config(entry.kernel, config):
-        (found,) = recorded(call, {launch: ("forward_kernel", "grad_rows_kernel")}, "")
+        (found,) = recorded(call)
     return found
 
 
@@ -79,9 +79,7 @@ def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[Kern
             elementwise.gate_backward_kernel, x, other, third, fourth, fifth, period=period
         )
 
-    names = tuple(name for name in vars(elementwise) if name.endswith("_kernel"))
-    found = recorded(call, {elementwise: names}, str(dtype).removeprefix("torch."))
-    return found
+    return recorded(call, str(dtype).removeprefix("torch."))
 
 
 def _entries(device: str) -> Iterator[Entry]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from megafold.ops.layer_norm.recording import recorded
-from megafold.ops.triangle_multiplication import launch, passes
+from megafold.ops.recording import recorded
+from megafold.ops.triangle_multiplication import passes
 from megafold.ops.variants import KernelVariant
 
-LAUNCHES = {
-    launch: ("project_kernel", "output_kernel", "grad_output_kernel", "grad_input_kernel"),
-}
 # AlphaFold 3's pair representation and that of the tiny model; bf16 stands for fp16 as well: the
 # two compile alike.
 TOKENS = 384
@@ -40,5 +37,5 @@ def variants_of(tokens: int, channels: int, dtype: torch.dtype) -> list[KernelVa
         passes.backward(out, *operands, *kept, True, (True,) * len(passes.OPERANDS))
 
     name = f"{str(dtype).removeprefix('torch.')} C{channels}"
-    found = recorded(call, LAUNCHES, name)
+    found = recorded(call, name)
     return list({v.kernel: v for v in reversed(found)}.values())[::-1]
