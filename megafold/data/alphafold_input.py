@@ -90,11 +90,11 @@ def read_alphafold_input(path: str | Path) -> AlphaFoldInput:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a BOM
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: no JSON: {error}") from error
+        raise DataError(f"{path}: not JSON: {error}") from error
     return parse_alphafold_input(document, folder=path.parent, source=str(path))
 
 

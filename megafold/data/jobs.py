@@ -148,9 +148,13 @@ def input_templates(job: AlphaFoldInput, structure: Structure) -> dict[str, list
 def _components(entity: Entity, source: str) -> list[str]:
     """Component id of each residue."""
     if entity.kind == LIGAND:
-        codes = [define_smiles(entity.smiles)] if entity.smiles else list(entity.ccd_codes)
+        where = f"{source}: ligand {entity.chain_ids[0]}"
+        try:
+            codes = [define_smiles(entity.smiles)] if entity.smiles else list(entity.ccd_codes)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         for code in codes:
-            _checked(code, f"{source}: ligand {entity.chain_ids[0]}")
+            _checked(code, where)
         return codes
     names = [_COMPONENT_OF[entity.kind][letter] for letter in entity.sequence]
     for position, name in entity.modifications:

@@ -90,7 +90,10 @@ def read_checkpoint(
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({error}); other models' weights have to be "
+            "converted first, see docs/checkpoints.md"
+        ) from error
     if "config" not in metadata:
         raise CheckpointError(f"{path} holds no model configuration; was it saved by save_model?")
     stored = json.loads(metadata["config"])

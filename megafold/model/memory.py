@@ -112,7 +112,8 @@ def check_memory(model: AlphaFold3, batch: Batch, *, samples: int, training: boo
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if needed(middle) <= available else (low, middle)
-    advice = [f"crop it to {low} tokens or fewer" if low else "take a smaller configuration"]
+    fewer = "crop it to" if training else "leave out chains, to have"
+    advice = [f"{fewer} {low} tokens or fewer" if low else "take a smaller configuration"]
     if samples > 1:
         advice.append(f"take fewer than {samples} samples at once")
     if training and not config.checkpointing:

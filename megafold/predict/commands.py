@@ -71,10 +71,11 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _model(arguments: argparse.Namespace) -> AlphaFold3:
     import torch
 
+    import megafold
     from megafold.model import AlphaFold3
     from megafold.model.checkpoints import load_model
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = megafold.device(arguments.device)
     if arguments.checkpoint:
         return load_model(arguments.checkpoint, device)[0]
     print("megafold: random weights: the structures mean nothing", file=sys.stderr)

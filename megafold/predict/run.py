@@ -17,6 +17,8 @@ from megafold.data.batch import Batch, make_batch
 from megafold.data.jobs import input_features, input_structure
 from megafold.data.structure import Structure
 from megafold.model import AlphaFold3, Confidence, predict_confidence, sample
+from megafold.model.checks import check_batch
+from megafold.model.memory import check_memory
 
 Progress = Callable[..., Iterable[int]]
 
@@ -80,7 +82,10 @@ def predict(
     Raises:
         DataError: The job cannot be built; see ``input_features``.
         ValueError: The model cannot model it, or ``samples`` or ``steps`` is below 1.
+        BatchTooLargeError: The device has not enough memory left.
     """
+    if samples < 1 or steps < 1:
+        raise ValueError(f"samples and steps must be at least 1, got {samples} and {steps}")
     structure = input_structure(job)
     features = input_features(job, alignments)
     device = next(model.parameters()).device
@@ -107,6 +112,8 @@ def _rank(prediction: Prediction) -> tuple[bool, float]:
 def _predict_seed(
     model: AlphaFold3, batch: Batch, structure: Structure, seed: int, samples: int, steps: int
 ) -> list[Prediction]:
+    check_batch(model.config, batch)
+    check_memory(model, batch, samples=samples, training=False)  # before the trunk takes it
     generator = torch.Generator().manual_seed(seed)
     trunk = model(batch, generator=generator, cycles=model.config.cycles)
     x = sample(model, batch, generator=generator, steps=steps, samples=samples, trunk=trunk)

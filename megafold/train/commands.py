@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from megafold.train.memorising import Memorised
 
 
@@ -45,10 +47,15 @@ def _memorise(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    import megafold
     from megafold.train.memorising import MEMORISING, Recipe, memorise
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
+    try:
+        device = megafold.device(arguments.device)
+    except ValueError as error:
+        print(f"megafold: {error}", file=sys.stderr)
+        return 2
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # products in TensorFloat-32
     train = MEMORISING
     if arguments.learning_rate is not None:
@@ -89,7 +96,7 @@ def _report(steps: Iterable[int], desc: str = "") -> Iterable[int]:
     return tqdm(steps, desc=desc, unit="step", disable=not sys.stderr.isatty())
 
 
-def _write(run: Memorised, device: str, folder: Path) -> list[Path]:
+def _write(run: Memorised, device: torch.device, folder: Path) -> list[Path]:
     from megafold import data
     from megafold.atomic import atomic_write
     from megafold.model import predict_confidence

@@ -166,7 +166,7 @@ def test_what_is_no_job_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_alphafold_input(tmp_path / "gone.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(DataError, match=r"bad\.json: no JSON: "):
+    with pytest.raises(DataError, match=r"bad\.json: not JSON: "):
         read_alphafold_input(tmp_path / "bad.json")
     with pytest.raises(DataError, match="AlphaFold Server's dialect"):
         parse_alphafold_input([JOB])

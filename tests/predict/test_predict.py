@@ -246,7 +246,9 @@ def test_a_job_too_large_for_memory_is_refused_before_it_begins(
     monkeypatch.setattr("megafold.model.memory.available_memory", lambda device: 1000)
     arguments = ["predict", str(input_file), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main([*arguments, "--untrained", "tiny"]) == 2
-    assert "megafold: sampling 3 tokens and" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "megafold: sampling 3 tokens and" in error
+    assert "leave out chains" in error or "take a smaller configuration" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -256,9 +258,12 @@ def test_bad_input_is_one_sentence_on_stderr(input_file, tmp_path, capsys):
         ([str(tmp_path / "gone.json"), "--untrained", "tiny"], "gone.json: no such file"),
         ([str(input_file), "--untrained", "huge"], "unknown model configuration 'huge'"),
         ([str(input_file), "--checkpoint", str(tmp_path / "no.pt")], "no checkpoint at"),
+        ([str(input_file), "--checkpoint", str(input_file)], "is not a safetensors file"),
         ([str(input_file), "--untrained", "tiny", "--samples", "0"], "must be at least 1"),
+        ([str(input_file), "--untrained", "tiny", "--device", "tpu"], "no device 'tpu'; there are"),
+        ([str(tmp_path), "--untrained", "tiny"], "a folder, not a file"),
     ):
-        assert cli.main(["predict", *arguments, *rest]) == 2
+        assert cli.main(["predict", *rest, *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error

@@ -43,8 +43,9 @@ def test_bad_arguments_are_one_sentence_on_stderr(tmp_path, capsys):
     for arguments, message in (
         (["1as5", "--model", "huge"], "unknown model configuration 'huge'"),
         (["9zzz", "--model", "tiny"], "no bundled sample '9ZZZ'"),
+        (["1as5", "--model", "tiny", "--device", "tpu"], "no device 'tpu'; there are"),
     ):
-        command = ["train", "memorise", *arguments, "--device", "cpu"]
+        command = ["train", "memorise", "--device", "cpu", *arguments]
         assert cli.main([*command, "--out", str(tmp_path / "new")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
