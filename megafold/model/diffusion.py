@@ -126,7 +126,7 @@ class DiffusionModule(nn.Module):
         x_noisy: torch.Tensor,
         t: torch.Tensor,
         batch: Batch,
-        trunk: Trunk,
+        windows: AtomWindows,
         condition: DiffusionConditioning,
     ) -> torch.Tensor:
         """Denoise x_noisy ``[S, A, 3]`` angstrom with noise levels t ``[S]``."""
@@ -139,11 +139,11 @@ class DiffusionModule(nn.Module):
         level = t[:, None, None].float()
         variance = level.square() + SIGMA_DATA**2
         r_noisy = x_noisy / variance.sqrt()
-        atoms = self.atom_encoder.encode(batch, trunk.windows, condition.atoms, r_noisy)
+        atoms = self.atom_encoder.encode(batch, windows, condition.atoms, r_noisy)
         a = atoms.tokens + self.token_in(s)
         for block in self.blocks:
             a = self.blocks.run(block, a, s, condition.z, batch.token_mask)
-        r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, trunk.windows)
+        r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, windows)
         skip = SIGMA_DATA**2 / variance
         scale = SIGMA_DATA * level / variance.sqrt()
         return skip * x_noisy + scale * r_update.float()

@@ -103,7 +103,7 @@ def training_loss(
         x_rollout = rollout(model, batch, trunk, condition, generator)
         batch = permute_truth(batch, x_rollout)
         x_true, x_noisy, t = _noised_copies(batch, samples, generator)
-        x = model.diffusion(x_noisy, t, batch, trunk, condition)
+        x = model.diffusion(x_noisy, t, batch, trunk.windows, condition)
         confidence = _confidence(model, batch, trunk, x_rollout)
     weight = noise_weight(t, noise_weighting)
     mse = (weight * aligned_mse(x, x_true, batch)).mean()

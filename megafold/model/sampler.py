@@ -14,6 +14,7 @@ from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.checks import check_batch, check_generator
 from megafold.model.diffusion import SIGMA_DATA, DiffusionConditioning, Trunk
 from megafold.model.memory import check_memory
+from megafold.model.replay import replayed
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -84,10 +85,7 @@ def sample(
         if trunk is None:
             trunk = model(batch, generator=generator, cycles=model.config.cycles)
         condition = model.diffusion.condition(batch, trunk)
-
-        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return model.diffusion(x, t.expand(samples), batch, trunk, condition)
-
+        denoise = _denoiser(model, batch, trunk, condition)
         return integrate(denoise, batch, generator, steps, samples, trajectory)
     finally:
         model.train(training)
@@ -102,11 +100,16 @@ def rollout(
 ) -> torch.Tensor:
     """One structure ``[A, 3]`` in few steps and without gradient, as training needs it."""
     with torch.no_grad():
-
-        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return model.diffusion(x, t.expand(1), batch, trunk, condition)
-
+        denoise = _denoiser(model, batch, trunk, condition)
         return integrate(denoise, batch, generator, model.config.rollout_steps)[0]
+
+
+def _denoiser(
+    model: AlphaFold3, batch: Batch, trunk: Trunk, condition: DiffusionConditioning
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The model as :func:`integrate` calls it: coordinates ``[S, A, 3]`` and one noise level."""
+    denoise = replayed(model.diffusion, batch.ref_pos, batch, trunk.windows, condition)
+    return lambda x, t: denoise(x, t.expand(len(x)).contiguous())
 
 
 def integrate(

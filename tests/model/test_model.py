@@ -135,7 +135,7 @@ def test_padding_changes_no_real_token_or_atom(model, batch):
     denoised = []
     for b, tr, size in ((batch, trunk, a), (padded, trunk_padded, a + 45)):
         condition = model.diffusion.condition(b, tr)
-        denoised.append(model.diffusion(x[:, :size], t, b, tr, condition)[:, :a])
+        denoised.append(model.diffusion(x[:, :size], t, b, tr.windows, condition)[:, :a])
     torch.testing.assert_close(denoised[1], denoised[0], atol=2e-3, rtol=2e-3)
 
 

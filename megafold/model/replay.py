@@ -1,0 +1,146 @@
+"""The denoiser as a CUDA graph: many steps on one set of conditions without Python in between.
+
+One step of the sampler is several hundred small kernels, which a GPU runs faster than Python can
+queue them: five times and more for a few hundred tokens. Their order and their sizes are the same
+in every step, so they are recorded once and replayed. What they read is copied to where it was
+when they were recorded, so that the recording serves the next structure of the same sizes, too:
+training with static shapes records once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from megafold import ops
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_recordings: WeakKeyDictionary[nn.Module, Recording] = WeakKeyDictionary()
+
+
+def replayed(module: nn.Module, example: torch.Tensor, *given: Any) -> Callable[..., torch.Tensor]:
+    """``module(*changing, *given)`` as a function of the tensors that change from call to call.
+
+    Without gradient. On a GPU the second call is recorded and later ones are replayed; a module
+    keeps its latest recording, and another one replaces it for other sizes, dtypes, weights in
+    another place, another autocast or another implementation of the operators. Elsewhere, and
+    while something traces or records already, it is the plain call.
+
+    Args:
+        module: draws no random numbers, and does not wait for the device.
+        example: a tensor on the device that it runs on.
+        given: tensors, and tuples and dataclasses with tensors in them, the same in all calls.
+    """
+
+    def plain(*changing: torch.Tensor) -> torch.Tensor:
+        return module(*changing, *given)
+
+    device = example.device
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return plain
+    if torch.cuda.is_current_stream_capturing():
+        return plain
+    key: Any = None
+
+    def call(*changing: torch.Tensor) -> torch.Tensor:
+        nonlocal key
+        with _lock, torch.cuda.device(device):
+            recording = _recordings.get(module)
+            if key is None:
+                key = _key(module, (changing, given))
+                if recording is not None and recording.key == key:
+                    recording.set_given(given)
+                else:
+                    # Compiles kernels and lets libraries take their memory: not to be recorded.
+                    return plain(*changing)
+            if recording is None or recording.key != key:
+                _recordings.pop(module, None)
+                recording = Recording(module, key, changing, given)
+                _recordings[module] = recording
+            return recording(*changing)
+
+    return call
+
+
+class Recording:
+    """Kernels of one call, with the memory of what they read and write."""
+
+    def __init__(
+        self, module: nn.Module, key: Any, changing: tuple[torch.Tensor, ...], given: tuple
+    ) -> None:
+        self.key = key
+        self._changing = _copied(changing)
+        self._given = _copied(given)
+        self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # What autocast has cast and keeps belongs to whoever entered it; casts are recorded.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with torch.cuda.stream(stream):
+                self._graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._out = module(*self._changing, *self._given)
+                finally:
+                    self._graph.capture_end()
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def set_given(self, given: tuple) -> None:
+        """Let the next replays read these values."""
+        for kept, new in zip(_tensors(self._given), _tensors(given), strict=True):
+            kept.copy_(new)
+
+    def __call__(self, *changing: torch.Tensor) -> torch.Tensor:
+        for kept, new in zip(self._changing, changing, strict=True):
+            kept.copy_(new)
+        self._graph.replay()
+        return self._out.clone()
+
+
+def _key(module: nn.Module, inputs: tuple) -> Any:
+    """All that a recording depends on beside the values of its inputs."""
+    device = "cuda"
+    return (
+        torch.cuda.current_stream(),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.backends.cuda.matmul.allow_tf32,
+        ops.backend(),
+        module.training,
+        tuple((t.data_ptr(), t.dtype) for t in (*module.parameters(), *module.buffers())),
+        tuple((t.shape, t.stride(), t.dtype) for t in _tensors(inputs)),
+    )
+
+
+def _copied(tree: T) -> T:
+    """The same tree with tensors in memory of their own."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, tuple):
+        return type(tree)(_copied(one) for one in tree)
+    if dataclasses.is_dataclass(tree) and any(True for _ in _tensors(tree)):
+        parts = {f.name: _copied(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+        return dataclasses.replace(tree, **parts)
+    return tree
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a tree, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for one in tree:
+            yield from _tensors(one)
+    elif dataclasses.is_dataclass(tree):
+        for field in dataclasses.fields(tree):
+            yield from _tensors(getattr(tree, field.name))
