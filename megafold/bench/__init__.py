@@ -7,5 +7,6 @@
 - ``scaling``: growth with size; ``profile``, ``training``: a whole training step
 - ``roofline``: the best a device could do
 - ``compile``: kernels compiled for GPUs that are not here; ``occupancy``: how many run at a time
-- ``tune``: the search for block sizes; ``tuning_records``: what was tried, as rows of CSV
+- ``launches``: the kernels that a case launches, found without a GPU
+- ``tune``, ``search``: block sizes tried; ``tuning_records``: what was tried, as rows of CSV
 """

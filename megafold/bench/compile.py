@@ -170,7 +170,7 @@ def compile_all(
 def compile_config(
     of: Case, kernel: str, config: Config, dtype: torch.dtype, target: str
 ) -> Compiled:
-    """Compile one kernel of EvoAttention for a case and a configuration, in a process of its own.
+    """Compile one kernel that a case launches with a configuration, in a process of its own.
 
     Args:
         of: whose sizes the kernel is compiled for.
@@ -178,14 +178,13 @@ def compile_config(
         target: a name in ``TARGETS``.
 
     Raises:
-        ValueError: unknown target, or a case of another operator.
-        RuntimeError: it does not compile; carries the compiler's message.
+        ValueError: unknown target.
+        RuntimeError: it does not compile, or the case does not launch it; carries the message.
     """
     _check_target(target)
-    if of.op != "evo_attention":
-        raise ValueError(f"{of.op} has no kernels with tables of block sizes; evo_attention has")
     (compiled,) = _apart(
         "config",
+        op=of.op,
         shape=of.shape,
         kernel=kernel,
         config=asdict(config),
@@ -213,21 +212,16 @@ def _compile_shipped(targets: list[str], modules: list[str]) -> Iterator[Compile
 
 
 def _compile_config(
-    shape: str, kernel: str, config: dict[str, Any], dtype: str, target: str
+    op: str, shape: str, kernel: str, config: dict[str, Any], dtype: str, target: str
 ) -> Iterator[Compiled]:
     import torch
 
     from megafold.bench.cases import case
-    from megafold.ops.evo_attention.variants import variant
+    from megafold.bench.launches import variant
     from megafold.ops.tuning import Config
 
-    inputs = {
-        name: torch.empty(
-            argument.shape, dtype=argument.stored_as(getattr(torch, dtype)), device="meta"
-        )
-        for name, argument in case("evo_attention", shape).arguments.items()
-    }
-    yield compile_kernel(variant(kernel, Config(**config), **inputs), target)
+    made = variant(case(op, shape), kernel, Config(**config), getattr(torch, dtype))
+    yield compile_kernel(made, target)
 
 
 _WORK = {"shipped": _compile_shipped, "config": _compile_config}

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from megafold.bench import measure, tune
+from megafold.bench import tune
 from megafold.bench.cases import Case
-from megafold.ops.evo_attention import launch
-from megafold.ops.tuning import Config, Entry, Found, read_table, use_config
+from megafold.bench.launches import Tunable, tunables
+from megafold.bench.tune import Trial
+from megafold.ops.tuning import Config, Entry, Found, read_table
 from megafold.ops.tuning.config import device_slug
 from megafold.ops.tuning.table import FOLDER
+
+AGAIN = 3  # of the fastest candidates that are timed once more
 
 
 @dataclass(frozen=True)
 class Best:
     """The best configuration of one kernel, beside the one that was in force."""
 
-    kernel: str
+    of: Tunable
     before: Found  # the configuration in force, and where it is from
     before_ms: float
     config: Config  # the fastest of all; that of before where no candidate beat it
     ms: float  # measured in turns with before_ms
-    trials: tuple[tune.Trial, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def kernel(self) -> str:
+        return self.of.kernel
 
     @property
     def ran(self) -> int:
@@ -38,62 +45,50 @@ class Best:
         """How many times faster this kernel becomes."""
         return self.before_ms / self.ms
 
+    @property
+    def entry(self) -> Entry:
+        """The best configuration as a row of a table."""
+        return tune.entry(self.of, self.config)
+
 
 def search(
     of: Case, device: torch.device, dtype: torch.dtype, *, workers: int, seconds: float = 0.2
 ) -> list[Best]:
     """Try every candidate of every kernel of a case, and measure the fastest of each again.
 
-    A candidate's own time is that of a few runs among hundreds of candidates. So the fastest is
-    timed once more in turns with the configuration in force, and replaces it only if it wins.
+    A candidate's own time is that of a few runs among hundreds of candidates. So the fastest are
+    timed once more in turns with the configuration in force. One replaces it only if it wins, and
+    if with it the whole pass wins: what is done around a kernel may depend on its block sizes.
 
     Args:
         workers: processes that compile candidates beforehand.
-        seconds: how long each of the two is timed.
+        seconds: how long each is timed again.
 
     Raises:
-        ValueError: the case is of an operator that has no tables.
+        ValueError: the case launches no kernel with tables of block sizes.
     """
-    kernels = [run.kernel for run in tune.runs(of, device, dtype)]
-    tune.compile_candidates(of, kernels, device, dtype, workers)
-    trials = list(tune.try_candidates(of, device, dtype, kernels=kernels))
-    found = []
-    for run in tune.runs(of, device, dtype):
-        run.call()  # later kernels read what this one wrote
-        tried = tuple(trial for trial in trials if trial.kernel == run.kernel)
-        before = in_force(of, run.kernel, device, dtype)
-        fastest = min(
-            (trial for trial in tried if trial.ms is not None), key=lambda t: t.ms, default=None
-        )
-        configs = [before.config]
-        if fastest is not None and fastest.config != before.config:
-            configs.append(fastest.config)
-        timings = measure.time_in_turns([_with(run, c) for c in configs], device, seconds=seconds)
-        times = [timing.ms for timing in timings]
-        best = times.index(min(times))
-        found.append(Best(run.kernel, before, times[0], configs[best], times[best], tried))
-    return found
+    found = tunables(of, dtype)
+    tune.compile_candidates(of, found, device, dtype, workers)
+    trials = list(tune.try_candidates(of, device, dtype, kernels=found))
+    bench = tune.Bench(of, device, dtype)
+    best = []
+    for kernel, of_kernel in found.items():
+        tried = tuple(trial for trial in trials if trial.kernel == kernel)
+        before = of_kernel.in_force(device)
+        configs = [before.config, *fastest(tried, before.config)]
+        alone = bench.compare(kernel, configs, seconds)
+        chosen = min(range(len(configs)), key=alone.__getitem__)
+        if chosen:
+            was, becomes = bench.compare_passes(kernel, [configs[0], configs[chosen]], seconds)
+            chosen = chosen if becomes < was else 0
+        best.append(Best(of_kernel, before, alone[0], configs[chosen], alone[chosen], tried))
+    return best
 
 
-def in_force(of: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> Found:
-    """The configuration a kernel runs a case with now, and where it is from."""
-    q, k, bias = (
-        torch.empty(of.arguments[name].shape, device="meta") for name in ("q", "k", "pair_bias")
-    )
-    return launch.config_of(kernel, launch.Problem.of(q, k, bias), device, dtype)
-
-
-def _with(run: tune.KernelRun, config: Config) -> Callable[[], object]:
-    def call() -> object:
-        with use_config(run.kernel, config):
-            return run.call()
-
-    return call
-
-
-def entries(found: Iterable[Best], of: Case, dtype: torch.dtype) -> list[Entry]:
-    """The best configurations of a case as rows of a table."""
-    return [tune.entry(tune.Trial(best.kernel, best.config, best.ms), of, dtype) for best in found]
+def fastest(tried: Iterable[Trial], other_than: Config) -> list[Config]:
+    """The configurations with the least times, fastest first."""
+    ran = [trial for trial in tried if trial.ms is not None and trial.config != other_than]
+    return [trial.config for trial in sorted(ran, key=lambda trial: trial.ms)[:AGAIN]]
 
 
 def table_of(device: torch.device) -> Path:
@@ -108,7 +103,7 @@ def table_of(device: torch.device) -> Path:
         if path != own and name in read_table(path)[0]:
             raise ValueError(
                 f"{path} holds the block sizes of {name} and of other devices; "
-                f"take {name} out of its devices, or write another table with --out"
+                f"take {name} out of its devices, or write another table with --table"
             )
     return own
 
@@ -126,7 +121,7 @@ def check_table(path: Path, device: torch.device) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise PermissionError(
             f"{path} cannot be written: no new file can be made in {folder}; "
-            "write another table with --out"
+            "write another table with --table"
         )
     if path.exists():
         devices, _ = read_table(path)

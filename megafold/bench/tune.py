@@ -1,8 +1,7 @@
-"""Search for the block sizes of the kernels on this GPU, and write them as a table."""
+"""Try block sizes of a case's kernels on this GPU, and write the best as a table."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +14,15 @@ from triton.runtime.errors import OutOfResources
 from megafold.atomic import atomic_write
 from megafold.bench import accuracy, measure
 from megafold.bench.cases import Case, case
+from megafold.bench.launches import Pass, Tunable, distinct_candidates, tunable
 from megafold.bench.occupancy import shortage
-from megafold.ops.evo_attention import launch
+from megafold.ops.recording import Launch
 from megafold.ops.tuning import Config, Entry, use_config
 
-SEED = 20
-# More registers for one tile of logits than this spill; fewer leave the tensor cores idle.
-TILE_REGISTERS = (8, 64)
+# How far results may be from those of the configuration in force, relative: another order of
+# sums moves 16-bit numbers by some spacings, sums of fp32 over many rows by far more of theirs.
+TOLERANCES = {torch.float32: 2e-4}
+SPACINGS = 8  # of all other dtypes
 
 
 @dataclass(frozen=True)
@@ -34,88 +35,97 @@ class Trial:
     note: str = ""  # why there is no time
 
 
-@dataclass(frozen=True)
-class KernelRun:
-    """One kernel on the inputs of one case: what to call, and what it writes."""
+class Bench:
+    """A case on a device, whose kernels are tried one by one.
 
-    kernel: str
-    call: Callable[[], object]  # returns what Triton compiled
-    outputs: tuple[torch.Tensor, ...]
-
-
-def candidates(kernel: str, bits: int, rows_per_bias: int) -> list[Config]:
-    """The configurations worth trying for operands of ``bits`` bits."""
-    if bits == 16:
-        blocks, warps, stages = (64, 128), (4, 8), (1, 2, 3)
-        keys = (32, 64, 128)
-    else:
-        blocks, warps, stages = (16, 32, 64), (4, 8), (1, 2)
-        keys = (16, 32, 64)
-    rows = [r for r in (1, 2, 4) if r <= rows_per_bias]
-    if kernel == launch.GRAD_KV:
-        blocks, keys = keys, blocks
-    # More programs at a time hide more waiting; NVIDIA's compiler can be held to fewer registers.
-    registers = (None, 96, 128, 168) if bits == 16 and torch.version.hip is None else (None,)
-    found = []
-    for block_q, block_k, num_warps, num_stages in itertools.product(blocks, keys, warps, stages):
-        low, high = TILE_REGISTERS
-        if not low <= block_q * block_k // (32 * num_warps) <= high:
-            continue
-        tile = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
-        shapes = [tile] if kernel == launch.GRAD_BIAS else [{"ROWS": r, **tile} for r in rows]
-        if kernel == launch.GRAD_KV:
-            shapes = [{**one, "KEYS_FIRST": first} for one in shapes for first in (0, 1)]
-        found += [
-            Config(one, num_warps, num_stages, limit) for one in shapes for limit in registers
-        ]
-    return found
-
-
-def runs(of: Case, device: torch.device, dtype: torch.dtype) -> list[KernelRun]:
-    """Every kernel of EvoAttention on the inputs of a case.
-
-    Raises:
-        ValueError: the case is of an operator that has no tables.
+    A configuration is right if the whole pass, forward and backward, gives with it the output
+    and the gradients that it gives with those in force. What is timed is the kernel alone: all
+    its launches of one pass, again.
     """
-    if of.op != "evo_attention":
-        raise ValueError(f"{of.op} has no kernels with tables of block sizes; evo_attention has")
-    generator = torch.Generator().manual_seed(SEED)
-    inputs = of.make_inputs(device, dtype, generator)
-    q, k, v, mask, bias = (inputs[name] for name in ("q", "k", "v", "mask", "pair_bias"))
-    grad = torch.randn(of.output_shape, generator=generator).to(device, dtype)
-    scale = q.shape[-1] ** -0.5
-    problem = launch.Problem.of(q, k, bias)
-    out, stats = launch.forward(q, k, v, mask, bias, scale)
-    delta = torch.empty_like(stats[0])
-    of_q, of_k, of_v, of_bias = (torch.empty_like(t) for t in (q, k, v, bias))
-    alone = of_bias if problem.rows_per_bias == 1 else None
-    operands = (problem, q, k, v, launch.spread(mask, problem), bias)
-    found = [
-        KernelRun(
-            launch.FORWARD,
-            lambda: launch.launch_forward(*operands, out, stats, scale),
-            (out, stats),
-        ),
-        KernelRun(
-            launch.GRAD_Q,
-            lambda: launch.launch_grad_q(*operands, out, stats, grad, delta, of_q, alone, scale),
-            (of_q, delta) if alone is None else (of_q, delta, alone),
-        ),
-        KernelRun(
-            launch.GRAD_KV,
-            lambda: launch.launch_grad_kv(*operands, stats, grad, delta, of_k, of_v, scale),
-            (of_k, of_v),
-        ),
-    ]
-    if alone is None:
-        found.append(
-            KernelRun(
-                launch.GRAD_BIAS,
-                lambda: launch.launch_grad_bias(*operands, stats, grad, delta, of_bias, scale),
-                (of_bias,),
-            )
-        )
-    return found
+
+    def __init__(self, of: Case, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.whole = Pass(of, device, dtype)
+        self.right, launched = self.whole.launched()
+        kept = (*self.whole.inputs.values(), self.whole.grad, *self.right.values())
+        self._kept = {t.untyped_storage().data_ptr() for t in kept if t is not None}
+        self._spoil(launched)
+
+    def launches(self, kernel: str, config: Config) -> list[Launch]:
+        """Every launch of a kernel in one pass with a configuration."""
+        with use_config(kernel, config):
+            _, launched = self.whole.launched()
+        return [one for one in launched if one.kernel == kernel]
+
+    def attempt(self, kernel: str, config: Config, seconds: float) -> Trial:
+        """Run, check and time one configuration; wrong results and spills have no time."""
+        try:
+            with use_config(kernel, config):
+                results, launched = self.whole.launched()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except OutOfResources as error:
+            why = shortage(error.name, error.required, error.limit)
+            return Trial(kernel, config, None, why)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            return Trial(kernel, config, None, reason)
+        own = [one for one in launched if one.kernel == kernel]
+        note = _spills(own) or self._difference(results)
+        ms = None
+        if not note:
+            ms = measure.time_call(again(own), self.device, seconds=seconds, min_repeats=7).ms
+        self._spoil(launched, results.values())
+        return Trial(kernel, config, ms, note)
+
+    def compare(self, kernel: str, configs: Iterable[Config], seconds: float) -> list[float]:
+        """Milliseconds of a kernel with each configuration, measured in turns."""
+        calls = [again(self.launches(kernel, config)) for config in configs]
+        return [t.ms for t in measure.time_in_turns(calls, self.device, seconds=seconds)]
+
+    def compare_passes(self, kernel: str, configs: Iterable[Config], seconds: float) -> list[float]:
+        """Milliseconds of the whole pass with each configuration of a kernel, in turns."""
+        calls = [self._pass_with(kernel, config) for config in configs]
+        return [t.ms for t in measure.time_in_turns(calls, self.device, seconds=seconds)]
+
+    def _pass_with(self, kernel: str, config: Config) -> Callable[[], object]:
+        def call() -> object:
+            with use_config(kernel, config):
+                return self.whole()
+
+        return call
+
+    def _difference(self, results: accuracy.Results) -> str:
+        """Where results are not those of the configuration in force, in words."""
+        for name, value in results.items():
+            error, _ = accuracy.relative_errors(value, self.right[name].double())
+            allowed = TOLERANCES.get(value.dtype, SPACINGS * torch.finfo(value.dtype).eps)
+            if error > allowed:
+                return f"wrong: {name} differs by {error:.1e}"
+        return ""
+
+    @torch.no_grad()
+    def _spoil(self, launched: Iterable[Launch], results: Iterable[torch.Tensor] = ()) -> None:
+        """Leave no right result in memory that the next run gets, and perhaps fails to write."""
+        for t in (*results, *(t for one in launched for t in one.tensors)):
+            if t is not None and t.untyped_storage().data_ptr() not in self._kept:
+                t.fill_(float("nan") if t.is_floating_point() else 0)
+
+
+def again(launched: Iterable[Launch]) -> Callable[[], None]:
+    """What launches kernels once more."""
+    launched = list(launched)
+
+    def call() -> None:
+        for one in launched:
+            one.again()
+
+    return call
+
+
+def _spills(launched: Iterable[Launch]) -> str:
+    spilt = max((getattr(one.compiled, "n_spills", 0) for one in launched), default=0)
+    return f"{spilt} registers spilt" if spilt else ""
 
 
 def compile_candidates(
@@ -136,22 +146,14 @@ def compile_candidates(
 
 def _compile_share(work: tuple[str, str, str, str, str, int, int]) -> None:
     op, shape, device_name, dtype_name, kernel, share, workers = work
-    device, dtype = torch.device(device_name), getattr(torch, dtype_name)
-    for run in runs(case(op, shape), device, dtype):
-        if run.kernel != kernel:
+    device, dtype, of = torch.device(device_name), getattr(torch, dtype_name), case(op, shape)
+    whole = Pass(of, device, dtype)
+    for config in distinct_candidates(of, kernel, dtype)[share::workers]:
+        try:
+            with use_config(kernel, config):
+                whole()
+        except Exception:  # tried again, and reported, by `Bench.attempt`
             continue
-        for config in _candidates_of(case(op, shape), kernel, dtype)[share::workers]:
-            try:
-                with use_config(kernel, config):
-                    run.call()
-            except Exception:  # tried again, and reported, by `try_candidates`
-                continue
-
-
-def _candidates_of(of: Case, kernel: str, dtype: torch.dtype) -> list[Config]:
-    q, bias = of.arguments["q"].shape, of.arguments["pair_bias"].shape
-    per_bias = q[1] if bias[0] == q[0] and q[0] > 1 else q[0] * q[1]
-    return candidates(kernel, dtype.itemsize * 8, per_bias)
 
 
 def try_candidates(
@@ -159,21 +161,14 @@ def try_candidates(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    kernels: Iterable[str] = launch.KERNELS,
+    kernels: Iterable[str],
     seconds: float = 0.02,
 ) -> Iterator[Trial]:
-    """Run every candidate of every kernel of a case; wrong results and spills have no time.
-
-    A result is right if it is that of the configuration in force, but for one rounding.
-    """
-    for run in runs(of, device, dtype):
-        run.call()  # also where it is not tried: later kernels read what it writes
-        if run.kernel not in kernels:
-            continue
-        right = [t.clone() for t in run.outputs]
-        for config in _candidates_of(of, run.kernel, dtype):
-            yield _try(run, config, right, device, seconds)
-        run.call()  # later kernels read what this one wrote
+    """Run every candidate of some kernels of a case."""
+    bench = Bench(of, device, dtype)
+    for kernel in kernels:
+        for config in distinct_candidates(of, kernel, dtype):
+            yield bench.attempt(kernel, config, seconds)
 
 
 def try_config(
@@ -190,56 +185,15 @@ def try_config(
     Raises:
         ValueError: the case does not launch this kernel.
     """
-    of_case = runs(of, device, dtype)
-    names = [run.kernel for run in of_case]
-    if kernel not in names:
-        raise ValueError(f"{of.shape} does not launch {kernel!r}; it launches {', '.join(names)}")
-    for run in of_case[: names.index(kernel) + 1]:
-        run.call()  # later kernels read what earlier ones wrote
-    return _try(run, config, [t.clone() for t in run.outputs], device, seconds)
+    tunable(of, kernel, dtype)
+    return Bench(of, device, dtype).attempt(kernel, config, seconds)
 
 
-def _try(
-    run: KernelRun, config: Config, right: list[torch.Tensor], device: torch.device, seconds: float
-) -> Trial:
-    for output in run.outputs:
-        output.fill_(float("nan"))
-    with use_config(run.kernel, config):
-        try:
-            compiled = run.call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        except OutOfResources as error:
-            why = shortage(error.name, error.required, error.limit)
-            return Trial(run.kernel, config, None, why)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return Trial(run.kernel, config, None, reason)
-        spills = getattr(compiled, "n_spills", 0)
-        if spills:
-            return Trial(run.kernel, config, None, f"{spills} registers spilt")
-        for output, expected in zip(run.outputs, right, strict=True):
-            error, _ = accuracy.relative_errors(output, expected.double())
-            if error > torch.finfo(output.dtype).eps * 8:
-                return Trial(run.kernel, config, None, f"wrong: differs by {error:.1e}")
-        timing = measure.time_call(run.call, device, seconds=seconds, min_repeats=7)
-    return Trial(run.kernel, config, timing.ms)
-
-
-def entry(trial: Trial, of: Case, dtype: torch.dtype) -> Entry:
-    """The best trial of a kernel as a row of a table."""
-    batch, rows, queries, _, width = of.arguments["q"].shape
-    shared = of.arguments["pair_bias"].shape[0] == 1
-    sizes = {
-        "D": launch.padded_width(width),
-        "N": queries,
-        "K": of.arguments["k"].shape[2],
-        "R": batch * rows if shared else rows,
-    }
-    blocks, config = dict(trial.config.blocks), trial.config
+def entry(of: Tunable, config: Config) -> Entry:
+    """A configuration of a kernel as a row of a table, at the sizes it is looked up by."""
     return Entry(
-        trial.kernel, dtype.itemsize * 8, sizes, blocks, config.num_warps, config.num_stages,
-        config.max_registers,
+        of.kernel, of.bits, dict(of.sizes[0]), dict(config.blocks), config.num_warps,
+        config.num_stages, config.max_registers,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class TuningRecord:
     """One configuration of one kernel on one case, tried on one device."""
 
-    kernel: str  # "evo_attention.forward"
+    op: str  # the operator of the case: "conditioned_transition"
+    kernel: str  # what was tried of what it launches: "transition.forward"
     shape: str  # the case's key: "B1 S384 N384 H4 D32"
     dtype: str  # "float32", "bfloat16", "float16"
     blocks: str  # the kernel's block arguments: "ROWS 1 BLOCK_Q 64 BLOCK_K 64"
@@ -54,11 +55,6 @@ class TuningRecord:
         """The configuration, as ``megafold.ops.use_config`` takes it."""
         return Config(blocks_of(self.blocks), self.num_warps, self.num_stages, self.max_registers)
 
-    @property
-    def op(self) -> str:
-        """The operator whose kernel this is: ``"evo_attention"``."""
-        return self.kernel.partition(".")[0]
-
 
 COLUMNS = csv_rows.columns(TuningRecord)
 
@@ -75,6 +71,7 @@ def rows(
     around = environment(device)
     return [
         TuningRecord(
+            op=of.op,
             kernel=trial.kernel,
             shape=of.shape,
             dtype=str(dtype).removeprefix("torch."),

@@ -14,9 +14,11 @@ import megafold
 from megafold.bench import records, roofline, tuning_records
 from megafold.bench.cases import Case
 from megafold.bench.compile import TARGETS, compile_config, target_of
+from megafold.bench.launches import tunables
 from megafold.bench.occupancy import occupancy, too_large
 from megafold.bench.tuning_records import TuningRecord
 from megafold.ops.tuning import Config
+from megafold.ops.tuning.candidates import candidates
 from megafold.viz.tuning_figures import TunerTrial, trials_figure, trials_table
 from megafold.viz.widgets import shown_by
 
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
     from megafold.ops.tuning import Found
 
 BLOCKS, WARPS = (16, 32, 64, 128, 256), (1, 2, 4, 8, 16)
-OTHERS = {"ROWS": (1, 2, 4, 8), "KEYS_FIRST": (0, 1)}
 STAGES = (1, 2, 3, 4, 5)
+WIDE = widgets.Layout(width="420px")
 CHIP = "sm_90"  # compiled for where there is no GPU
 
 
 class KernelTuner:
-    """Sliders over the block sizes of EvoAttention's kernels, and a button that tries them.
+    """Sliders over the block sizes of an operator's kernels, and a button that tries them.
 
     A trial compiles the kernel ahead of time for a chosen chip. On a GPU the result is then held
     to that of the configuration in force, and if it is right its time is measured. Without a GPU
@@ -53,24 +55,21 @@ class KernelTuner:
         device: torch.device | str | None = None,
         target: str | None = None,
     ) -> None:
-        """Begin with the forward kernel, at the configuration in force.
+        """Begin with the first kernel that the case launches, at the configuration in force.
 
         Args:
-            case: of ``evo_attention``.
-            dtype: of q, k and v.
+            case: of an operator; its kernels are those it launches that have block sizes in
+                tables.
+            dtype: of the inputs.
             device: None for the one ``megafold.device()`` gives; times are taken on a GPU only.
             target: the chip to compile for, a name in ``megafold.bench.compile.TARGETS``; None
                 for the GPU's own, and for ``"sm_90"`` without one.
 
         Raises:
-            ValueError: a case of another operator, or an unknown target.
+            ValueError: a case that launches no such kernel, or an unknown target.
         """
-        if case.op != "evo_attention":
-            raise ValueError(f"case is of {case.op!r}; only evo_attention has block sizes to tune")
-        # Not before: it loads Triton, and `megafold.ops.interpret` must come first.
-        from megafold.ops.evo_attention.launch import KERNELS
-
         self.case, self.dtype = case, dtype
+        self._tunables = tunables(case, dtype)
         self.device = megafold.device() if device is None else torch.device(device)
         self.trials: list[TunerTrial] = []
         self._stored = _stored(case, dtype)
@@ -80,7 +79,9 @@ class KernelTuner:
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}; choose one of {tuple(TARGETS)}")
         chips = [(f"{name}, {chip[-1]}", name) for name, chip in TARGETS.items()]
-        self.kernel = widgets.Dropdown(options=KERNELS, description="kernel")
+        self.kernel = widgets.Dropdown(
+            options=tuple(self._tunables), description="kernel", layout=WIDE
+        )
         self.target = widgets.Dropdown(options=chips, value=target, description="chip")
         self.blocks: dict[str, widgets.SelectionSlider] = {}  # by the kernel's block arguments
         self.warps, self.stages = _slider("warps", WARPS), _slider("stages", STAGES)
@@ -191,19 +192,23 @@ class KernelTuner:
         return [t for t in tried if t.kernel == self.kernel.value]
 
     def _in_force(self) -> Found:
-        from megafold.ops.evo_attention import launch
+        return self._tunables[self.kernel.value].in_force(self.device)
 
-        shapes = (self.case.arguments[name].shape for name in ("q", "k", "pair_bias"))
-        problem = launch.Problem.of(*(torch.empty(shape, device="meta") for shape in shapes))
-        return launch.config_of(self.kernel.value, problem, self.device, self.dtype)
+    def _choices(self, config: Config) -> dict[str, tuple[int, ...]]:
+        """What the sliders of the chosen kernel offer: what is worth trying, and what is run."""
+        of = self._tunables[self.kernel.value]
+        recorded = [r.config.blocks for r in self._of_kernel(self.records)]
+        found = {}
+        for name, sizes in candidates(of.kernel, of.bits).blocks.items():
+            more = {blocks[name] for blocks in (config.blocks, *recorded) if name in blocks}
+            usual = BLOCKS if name.startswith("BLOCK") else ()
+            found[name] = tuple(sorted({*sizes, *usual, *more}))
+        return {name: found[name] for name in config.blocks}
 
     def _show_kernel(self) -> None:
         """Sliders for the blocks of the chosen kernel, at the configuration in force."""
         config = self._in_force().config
-        self.blocks = {
-            name: _slider(name, BLOCKS if name.startswith("BLOCK") else OTHERS[name])
-            for name in config.blocks
-        }
+        self.blocks = {n: _slider(n, sizes) for n, sizes in self._choices(config).items()}
         self._block_box.children = tuple(self.blocks.values())
         self.config = config
         self._draw()
@@ -241,10 +246,9 @@ class KernelTuner:
         return trial
 
     def _bounds(self, devices: set[str]) -> dict[str, float]:
-        """The roofline of the forward kernel on devices that have a data sheet, ms."""
-        from megafold.ops.evo_attention.launch import FORWARD
-
-        if self.kernel.value != FORWARD:  # what a gradient needs alone is not written down
+        """The roofline of a forward kernel on devices that have a data sheet, ms."""
+        # Of a kernel that is a part of a pass it is not written down what it needs alone.
+        if self.kernel.value != f"{self.case.op}.forward":
             return {}
         known = {name: roofline.known_peaks(name) for name in sorted(devices)}
         return {

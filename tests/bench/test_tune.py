@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megafold.bench import cases, tune
+from megafold.bench.launches import tunable
 from megafold.ops import Config
 from megafold.ops.evo_attention import launch
 from megafold.ops.tuning import Entry, config, lookup, read_table, tables
@@ -19,66 +20,11 @@ CASE = cases.case("evo_attention", "B1 S3 N20 H2 D24")
 HALF = torch.bfloat16
 
 
-def blocks_of(kernel):
-    return next(set(e.blocks) for e in tables()[DEFAULT] if e.kernel == kernel)
-
-
-@pytest.mark.parametrize("bits", [16, 32])
-@pytest.mark.parametrize("kernel", launch.KERNELS)
-def test_candidates_are_many_different_and_have_the_blocks_of_the_kernel(kernel, bits):
-    found = tune.candidates(kernel, bits, rows_per_bias=384)
-    assert len(found) > 10
-    assert len({str(one) for one in found}) == len(found)
-    assert all(set(one.blocks) == blocks_of(kernel) for one in found)
-    low, high = tune.TILE_REGISTERS
-    for one in found:
-        tile = one.blocks["BLOCK_Q"] * one.blocks["BLOCK_K"]
-        assert low <= tile // (32 * one.num_warps) <= high
-
-
-def test_no_more_rows_at_a_time_than_share_a_bias():
-    def rows(rows_per_bias):
-        found = tune.candidates(launch.FORWARD, 16, rows_per_bias)
-        return {one.blocks["ROWS"] for one in found}
-
-    assert rows(1) == {1}
-    assert rows(3) == {1, 2}
-    assert max(rows(384)) > 2
-
-
-def test_a_case_runs_the_kernels_it_needs_and_no_other():
-    def kernels(shape):
-        case = cases.case("evo_attention", shape)
-        return [run.kernel for run in tune.runs(case, torch.device(DEVICE), torch.float32)]
-
-    shared = kernels("B1 S2 N5 H1 D8")
-    alone = kernels("B1 S1 N5 H1 D8")
-    assert shared == list(launch.KERNELS)
-    assert alone == [k for k in launch.KERNELS if k != launch.GRAD_BIAS]
-
-
-def test_operators_without_tables_are_refused_by_name():
-    case = cases.case("transition", "M3 C8 H16")
-    with pytest.raises(ValueError, match="transition has no kernels with tables"):
-        tune.runs(case, torch.device(DEVICE), torch.float32)
-
-
-def test_each_run_fills_what_it_says_it_writes():
-    for run in tune.runs(CASE, torch.device(DEVICE), torch.float32):
-        run.call()
-        right = [t.clone() for t in run.outputs]
-        for output in run.outputs:
-            output.fill_(float("nan"))
-        run.call()
-        for output, expected in zip(run.outputs, right, strict=True):
-            assert torch.equal(output, expected), run.kernel
-
-
 @pytest.mark.gpu
 def test_the_best_of_some_candidates_is_found(monkeypatch):
-    some = {k: tune.candidates(k, 16, 3)[:4] for k in launch.KERNELS}
-    monkeypatch.setattr(tune, "candidates", lambda kernel, bits, rows: some[kernel])
-    trials = list(tune.try_candidates(CASE, torch.device(DEVICE), HALF))
+    some = {k: tune.distinct_candidates(CASE, k, HALF)[:4] for k in launch.KERNELS}
+    monkeypatch.setattr(tune, "distinct_candidates", lambda of, kernel, dtype: some[kernel])
+    trials = list(tune.try_candidates(CASE, torch.device(DEVICE), HALF, kernels=launch.KERNELS))
     assert [t.kernel for t in trials] == [k for k in launch.KERNELS for _ in some[k]]
     for trial in trials:
         assert (trial.ms is None) == bool(trial.note)
@@ -101,13 +47,8 @@ CONFIG = Config({"BLOCK_Q": 64, "BLOCK_K": 32}, 8, 3)
     ],
 )
 def test_an_entry_has_the_sizes_that_its_case_is_looked_up_by(shape, sizes):
-    case = cases.case("evo_attention", shape)
-    entry = tune.entry(tune.Trial(launch.GRAD_BIAS, CONFIG, 0.1), case, HALF)
-    assert entry == Entry(launch.GRAD_BIAS, 16, sizes, dict(CONFIG.blocks), 8, 3)
-    arguments = {n: torch.empty(a.shape, device="meta") for n, a in case.arguments.items()}
-    problem = launch.Problem.of(*(arguments[name] for name in ("q", "k", "pair_bias")))
-    assert sizes["D"] == launch.padded_width(problem.width)
-    assert [sizes[n] for n in "NKR"] == [problem.queries, problem.keys, problem.rows_per_bias]
+    of = tunable(cases.case("evo_attention", shape), launch.GRAD_Q, HALF)
+    assert tune.entry(of, CONFIG) == Entry(launch.GRAD_Q, 16, sizes, dict(CONFIG.blocks), 8, 3)
 
 
 def entry_of(n, kernel=launch.FORWARD, bits=16, warps=4):
@@ -167,7 +108,7 @@ def nothing_looked_up_before():
 
 
 def test_lookup_takes_what_a_tuned_table_says(tmp_path, monkeypatch, nothing_looked_up_before):
-    tuned = tune.entry(tune.Trial(launch.FORWARD, CONFIG, 0.1), CASE, HALF)
+    tuned = tune.entry(tunable(CASE, launch.FORWARD, HALF), CONFIG)
     tune.write_table(tmp_path / "cpu.json", ["cpu"], [tuned])
     devices, entries = read_table(tmp_path / "cpu.json")
     monkeypatch.setattr(config, "tables", lambda: dict.fromkeys(devices, entries))

@@ -47,7 +47,7 @@ def test_what_was_appended_is_read_back(made, tmp_path):
 def test_header_is_as_documented(made, tmp_path):
     (path,) = tuning_records.append(made, tmp_path, "cpu")
     assert path.read_text().splitlines()[0] == (
-        "kernel,shape,dtype,blocks,num_warps,num_stages,max_registers,ms,note,device,revision,date"
+        "op,kernel,shape,dtype,blocks,num_warps,num_stages,max_registers,ms,note,device,revision,date"
     )
 
 
@@ -77,6 +77,17 @@ def test_a_row_without_a_time_says_why(made):
         replace(made[0], ms=None)
 
 
+def test_a_row_belongs_to_the_operator_of_its_case_whatever_its_kernel(tmp_path, monkeypatch):
+    of = case("conditioned_transition", "S2 N8 A16 C16 H32")
+    trial = Trial("transition.forward", Config({"BLOCK_M": 64, "BLOCK_H": 32}, 4, 2), 0.5)
+    rows = tuning_records.rows(of, torch.bfloat16, [trial], "cpu")
+    (path,) = tuning_records.append(rows, tmp_path, "cpu")
+    assert path.name == "conditioned_transition_tuning.csv"
+    monkeypatch.setattr(tuning_records, "folder", lambda: tmp_path)
+    assert tuning_records.stored(of, torch.bfloat16) == rows
+    assert tuning_records.stored(case("transition", "M8 C16 H32"), torch.bfloat16) == []
+
+
 @pytest.mark.parametrize("text", ["", "BLOCK_Q", "BLOCK_Q 64 BLOCK_K", "64 BLOCK_Q"])
 def test_blocks_that_are_none_are_refused(made, text):
     with pytest.raises(ValueError, match=r"BLOCK_Q|blocks must be"):
@@ -92,7 +103,7 @@ def test_a_value_that_is_no_number_is_named_with_its_line(made, tmp_path):
 
 def test_a_short_row_is_refused(made, tmp_path):
     (path,) = tuning_records.append(made, tmp_path, "cpu")
-    path.write_text(path.read_text() + "evo_attention.forward,B1\n")
+    path.write_text(path.read_text() + "evo_attention,evo_attention.forward,B1\n")
     with pytest.raises(ValueError, match=r"evo_attention_tuning\.csv, line 4"):
         tuning_records.read(tmp_path)
 
@@ -112,7 +123,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
 
 
 def test_stored_rows_can_be_read_and_are_of_cases_and_kernels_there_are():
-    from megafold.ops.evo_attention.variants import block_names
+    from megafold.ops.tuning.candidates import block_names
 
     for record in tuning_records.read(records.folder()):
         assert case(record.op, record.shape).shape == record.shape

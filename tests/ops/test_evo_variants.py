@@ -10,8 +10,9 @@ import torch
 from megafold.bench.cases import case
 from megafold.ops.evo_attention import launch
 from megafold.ops.evo_attention import variants as module
-from megafold.ops.evo_attention.variants import block_names, variant, variants
+from megafold.ops.evo_attention.variants import variant, variants
 from megafold.ops.tuning import Config, Entry, tables
+from megafold.ops.tuning.candidates import block_names
 
 WIDE = "B1 S384 N384 H4 D32"
 

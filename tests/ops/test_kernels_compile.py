@@ -21,8 +21,8 @@ from megafold.bench.compile import (
     targets_of,
 )
 from megafold.bench.occupancy import LIMITS
-from megafold.ops.evo_attention.variants import block_names
 from megafold.ops.tuning import Config
+from megafold.ops.tuning.candidates import block_names
 from megafold.ops.variants import KernelVariant
 
 # Kernels that spill on some GPU with the block sizes of the default table, and the most bytes.
@@ -110,29 +110,35 @@ def test_what_does_not_compile_says_why():
         compile_config(
             CASE, KERNEL, Config({**small().blocks, "BLOCK_Q": 48}, 4, 1), torch.bfloat16, "sm_90"
         )
-    with pytest.raises(ValueError, match=r"transition has no kernels with tables"):
+    with pytest.raises(RuntimeError, match=r"does not launch 'evo_attention.forward'$"):
         compile_config(case("transition", "M1 C8 H8"), KERNEL, small(), torch.bfloat16, "sm_90")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_compiled_ahead_of_time_is_what_runs(dtype):
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("evo_attention", "B1 S64 N128 H4 D32"),
+        ("evo_attention", "B1 S3 N50 H2 D24"),
+        ("evo_attention", "B1 S1 N128 H16 D64"),
+        ("layer_norm_linear", "M300 C64 O48"),
+        ("adaptive_layer_norm", "S4 N128 A768 C384"),
+        ("triangle_multiplication", "B1 N40 C64"),
+    ],
+)
+def test_what_is_compiled_ahead_of_time_is_what_runs(op, shape, dtype):
     """Registers and shared memory of every kernel as launched here, and compiled apart."""
-    from megafold.bench import tune
+    from megafold.bench.launches import Pass, tunables
     from megafold.bench.records import device_name
-    from megafold.ops.evo_attention import launch
 
-    target = target_of(device_name("cuda"))
-    for shape in ("B1 S64 N128 H4 D32", "B1 S3 N50 H2 D24", "B1 S1 N128 H16 D64"):
-        of = case("evo_attention", shape)
-        q, k, _, _, bias = of.make_inputs("cuda", dtype, torch.Generator()).values()
-        problem = launch.Problem.of(q, k, bias)
-        for run in tune.runs(of, torch.device("cuda"), dtype):
-            config = launch.config_of(run.kernel, problem, q.device, dtype).config
-            ran = run.call()
-            apart = compile_config(of, run.kernel, config, dtype, target)
-            assert (apart.registers, apart.shared_bytes) == (ran.n_regs, ran.metadata.shared)
-            assert apart.spill_bytes == ran.n_spills * 4
+    device, target, of = torch.device("cuda"), target_of(device_name("cuda")), case(op, shape)
+    _, launched = Pass(of, device, dtype).launched()
+    for kernel, tunable in tunables(of, dtype).items():
+        ran = next(one.compiled for one in launched if one.kernel == kernel)
+        apart = compile_config(of, kernel, tunable.in_force(device).config, dtype, target)
+        assert (apart.registers, apart.shared_bytes) == (ran.n_regs, ran.metadata.shared)
+        assert apart.spill_bytes == ran.n_spills * 4
 
 
 SPILLING = """

@@ -12,7 +12,7 @@ import torch
 from megafold import ops
 from megafold.ops import tuning
 from megafold.ops.evo_attention import launch
-from megafold.ops.tuning import config, table
+from megafold.ops.tuning import candidates, config, table
 from megafold.ops.tuning.table import DEFAULT, FOLDER, read_table, tables
 from tests.numerics import DEVICE
 from tests.ops.evo import attention
@@ -266,3 +266,57 @@ def test_what_is_no_table_is_refused_with_its_file_and_the_reason(tmp_path, cont
     path = written(tmp_path, content)
     with pytest.raises(ValueError, match=rf"table.json is no table of block sizes: .*{reason}"):
         read_table(path)
+
+
+# -- What is worth trying.
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("kernel", candidates.kernels())
+def test_candidates_are_many_different_and_have_the_blocks_of_the_kernel(kernel, bits):
+    names = set(candidates.block_names(kernel))
+    found = candidates.candidates(kernel, bits).configs({"C": 128})
+    assert len(found) > 10
+    assert len({str(one) for one in found}) == len(found)
+    assert all(set(one.blocks) == names for one in found)
+
+
+@pytest.mark.parametrize("kernel", candidates.kernels())
+def test_every_operator_declares_those_of_its_kernels(kernel):
+    operator = kernel.partition(".")[0]
+    module = importlib.import_module(f"megafold.ops.{operator}.candidates")
+    assert set(module.candidates(kernel, 16).blocks) == set(candidates.block_names(kernel))
+    assert module.candidates(f"{operator}.of_another_name", 16) is None
+
+
+def test_of_a_kernel_that_nothing_is_declared_of_they_lie_around_the_default(monkeypatch):
+    new = [
+        table.Entry("transition.new", 16, {"C": c}, {"BLOCK_X": x, "TURNS": 4, "SPLIT": 0}, 2, 5)
+        for c, x in ((16, 16), (32, 64))
+    ]
+    monkeypatch.setattr(candidates, "tables", lambda: {DEFAULT: new})
+    found = candidates.candidates("transition.new", 32)
+    assert found.blocks == {
+        "BLOCK_X": (16, 32, 64, 128), "TURNS": (2, 4, 8), "SPLIT": (0, 1),
+    }  # fmt: skip
+    assert (found.warps, found.stages) == ((2, 4, 8), (1, 2, 3, 5))
+    with pytest.raises(ValueError, match=r"unknown kernel 'magic'; choose one of \('transition"):
+        candidates.candidates("magic", 16)
+
+
+def test_a_tile_of_whole_rows_fills_the_registers_of_its_threads():
+    for channels in (16, 128, 1024):
+        for one in candidates.candidates("layer_norm.gradient", 16).configs({"C": channels}):
+            held = one.blocks["ROWS"] * channels / (32 * one.num_warps)
+            assert 4 <= held <= 32
+
+
+def test_look_ups_are_heard_while_one_listens_and_no_longer():
+    with tuning.lookups() as outer:
+        with tuning.lookups() as inner:
+            found()
+        with ops.use_config(KERNEL, ONE):
+            found()
+    found()
+    assert inner == [(KERNEL, torch.bfloat16, SIZES)]
+    assert outer == [*inner, *inner]

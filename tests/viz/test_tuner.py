@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from megafold.bench import records, tune, tuning_records
-from megafold.bench.cases import case
+from megafold.bench.cases import case, registered
 from megafold.bench.compile import TARGETS, Compiled
+from megafold.bench.launches import OPERATORS, tunables
 from megafold.bench.tuning_records import TuningRecord
 from megafold.ops.evo_attention.launch import FORWARD, KERNELS
-from megafold.ops.evo_attention.variants import block_names
 from megafold.ops.tuning import Config
+from megafold.ops.tuning.candidates import block_names
 from megafold.viz import tuner as module
 from megafold.viz.tuner import KernelTuner
 
@@ -24,14 +25,15 @@ H200 = "NVIDIA H200"
 
 
 def config(block_q: int = 64, kernel: str = FORWARD, **options: int) -> Config:
-    blocks = {name: 1 if name in ("ROWS", "KEYS_FIRST") else 64 for name in block_names(kernel)}
+    blocks = {name: 64 if name.startswith("BLOCK") else 1 for name in block_names(kernel)}
     return Config({**blocks, "BLOCK_Q": block_q}, **{"num_warps": 4, "num_stages": 2, **options})
 
 
 def record(of: Config, ms: float | None = 0.25, kernel: str = FORWARD) -> TuningRecord:
     return TuningRecord(
-        kernel, CASE.shape, "bfloat16", tuning_records.blocks_text(of.blocks), of.num_warps,
-        of.num_stages, None, ms, "" if ms else "spilt", H200, "abc", "2026-11-25T08:00:00+00:00",
+        CASE.op, kernel, CASE.shape, "bfloat16", tuning_records.blocks_text(of.blocks),
+        of.num_warps, of.num_stages, None, ms, "" if ms else "spilt", H200, "abc",
+        "2026-11-25T08:00:00+00:00",
     )  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Config, str]]:
         asked.append((kernel, config, target))
         if config.num_stages == 5:
             raise RuntimeError("compiling ahead of time failed:\nTraceback\nno such thing")
-        spill = 40 if config.blocks["BLOCK_Q"] >= SPILLS_AT else 0
+        spill = 40 if config.blocks.get("BLOCK_Q", 0) >= SPILLS_AT else 0
         shared = config.num_stages * 30_000
         gpu = TARGETS[target][3]
         return Compiled(kernel, target, gpu, 255 if spill else 160, spill, shared, 128)
@@ -201,11 +203,37 @@ def test_other_blocks_and_sizes_that_no_slider_has_are_refused(tuner: KernelTune
     assert tuner.trials == []
 
 
-def test_another_operator_and_an_unknown_chip_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"case is of 'transition'; only evo_attention"):
-        KernelTuner(case("transition", "M16 C8 H16"))
+def test_a_case_without_a_kernel_to_tune_and_an_unknown_chip_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"transition launches no kernel with tables"):
+        KernelTuner(case("transition", "M16 C384 H768"))
     with pytest.raises(ValueError, match=r"unknown target 'sm_70'; choose one of"):
         KernelTuner(CASE, target="sm_70")
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.usefixtures("no_records")
+def test_every_operator_has_its_kernels(op: str, compiler: list) -> None:
+    of = registered(op, "small")[0]
+    tuner = KernelTuner(of, device="cpu")
+    names = tuner.kernel.options
+    assert names == tuple(tunables(of, torch.bfloat16))
+    for kernel in names:
+        tuner.kernel.value = kernel
+        assert tuple(tuner.blocks) == block_names(kernel)
+        assert all(len(slider.options) > 1 for slider in tuner.blocks.values())
+        trial = tuner.run()
+        assert compiler[-1] == (kernel, tuner.config, "sm_90")
+        assert trial.config == tuner._in_force().config
+        assert f"no recorded measurements of {kernel} on {of.shape}" in tuner.text()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_sliders_offer_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [record(config(512))]
+    monkeypatch.setattr(tuning_records, "stored", lambda case, dtype: kept)
+    tuner = KernelTuner(CASE, device="cpu")
+    assert 512 in tuner.blocks["BLOCK_Q"].options
+    assert tuner.run(tuner.fastest()).config == config(512)
 
 
 def test_an_error_that_is_no_compilers_is_not_swallowed(
@@ -261,13 +289,15 @@ def test_the_compiler_itself_is_asked(no_records: None) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_trial_is_right_and_has_a_time() -> None:
-    tuner = KernelTuner(case("evo_attention", "B1 S64 N128 H4 D32"))
-    for kernel in KERNELS:
+@pytest.mark.parametrize("op", OPERATORS)
+def test_on_a_gpu_a_trial_is_right_and_has_a_time(op: str) -> None:
+    tuner = KernelTuner(registered(op, "small")[0])
+    kernels = tuner.kernel.options
+    for kernel in kernels:
         tuner.kernel.value = kernel
         trial = tuner.run()
-        assert trial.ms > 0, trial.note
-    assert [r.kernel for r in tuner.records[-len(KERNELS) :]] == list(KERNELS)
+        assert trial.ms, trial.note
+    assert [r.kernel for r in tuner.records[-len(kernels) :]] == list(kernels)
 
 
 @pytest.mark.gpu

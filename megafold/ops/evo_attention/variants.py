@@ -10,6 +10,7 @@ import torch
 from megafold.ops.evo_attention import launch
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
+from megafold.ops.tuning.candidates import block_names
 from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
 
@@ -33,18 +34,6 @@ def variants() -> list[KernelVariant]:
             named = [_shipped(e, f"{_key(e.sizes)} {devices[0]}") for e in ours]
             found += [replace(v, devices=tuple(devices)) for v in distinct(named)]
     return found
-
-
-def block_names(kernel: str) -> tuple[str, ...]:
-    """The block arguments of a kernel, as its configurations name them.
-
-    Raises:
-        ValueError: unknown kernel.
-    """
-    for entry in tables()[DEFAULT]:
-        if kernel in launch.KERNELS and entry.kernel == kernel:
-            return tuple(entry.blocks)
-    raise ValueError(f"unknown kernel {kernel!r}; choose one of {launch.KERNELS}")
 
 
 def variant(

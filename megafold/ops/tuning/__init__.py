@@ -1,14 +1,25 @@
 """Block sizes of the kernels: data in tables, looked up by device, dtype and sizes."""
 
-from megafold.ops.tuning.config import Config, Found, Sizes, lookup, reset_configs, use_config
+from megafold.ops.tuning.config import (
+    Asked,
+    Config,
+    Found,
+    Sizes,
+    lookup,
+    lookups,
+    reset_configs,
+    use_config,
+)
 from megafold.ops.tuning.table import Entry, read_table, tables
 
 __all__ = [
+    "Asked",
     "Config",
     "Entry",
     "Found",
     "Sizes",
     "lookup",
+    "lookups",
     "read_table",
     "reset_configs",
     "tables",

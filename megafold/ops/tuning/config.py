@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -50,8 +51,17 @@ class Found:
     source: str
 
 
+class Asked(NamedTuple):
+    """What a call looked up: the block sizes of one kernel."""
+
+    kernel: str
+    dtype: torch.dtype
+    sizes: Sizes
+
+
 # Process-wide: the backward pass runs in threads of its own and must see the same.
 _overrides: dict[str, Config] = {}
+_listening: list[list[Asked]] = []
 
 
 @contextmanager
@@ -81,6 +91,17 @@ def reset_configs() -> None:
     _overrides.clear()
 
 
+@contextmanager
+def lookups() -> Iterator[list[Asked]]:
+    """Every look-up inside, in order, also by a backward pass; for the whole process."""
+    asked: list[Asked] = []
+    _listening.append(asked)
+    try:
+        yield asked
+    finally:
+        _listening[:] = [other for other in _listening if other is not asked]
+
+
 def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Found:
     """The configuration a kernel runs with, and where it is from.
 
@@ -91,6 +112,8 @@ def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) 
     Raises:
         LookupError: no table has the kernel at this first size.
     """
+    for asked in _listening:
+        asked.append(Asked(kernel, dtype, sizes))
     override = _overrides.get(kernel)
     if override is not None:
         return Found(override, "use_config")
