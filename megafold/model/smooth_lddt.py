@@ -1,8 +1,9 @@
 """Smooth lDDT as a loss (Algorithm 27), without a tensor over copies and pairs of atoms.
 
 With 48 copies of 6,000 atoms that tensor would have 1.7 billion entries, and autograd would
-keep several. Here a block of rows is worked out at a time, value and gradient together, so
-that the backward pass is a multiplication.
+keep several. Here value and gradient are worked out together, so that the backward pass is a
+multiplication: by a kernel on a GPU, and elsewhere, or where ``megafold.ops.use("torch")`` says
+so, for a block of rows at a time.
 
 Shape letters: S noised copies, A atoms, R rows of a block, C atoms near one of them.
 """
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from megafold import ops
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # angstrom
 # Entries of one block's tensors [S, R, C]; about ten of them live at a time.
@@ -53,7 +56,8 @@ class _SmoothLDDT(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, true, resolved, radius):
         wants_gradient = ctx.needs_input_grad[0]
-        score, found, gradient = _score(x, true, resolved, radius, wants_gradient)
+        sums = _sums if _by_blocks(x) else _kernel_sums
+        score, found, gradient = sums(x, true, resolved, radius, wants_gradient)
         pairs = found.clamp(min=1.0)
         if wants_gradient:
             ctx.save_for_backward(gradient.mul_(-1.0 / pairs))
@@ -66,7 +70,21 @@ class _SmoothLDDT(torch.autograd.Function):
         return grad[:, None, None] * gradient, None, None, None
 
 
-def _score(x, true, resolved, radius, wants_gradient):
+def _by_blocks(x: torch.Tensor) -> bool:
+    """Whether PyTorch does it."""
+    if x.dtype != torch.float32 or not x.numel() or ops.backend() == "torch":
+        return True
+    return not x.is_cuda and ops.backend() != "triton"
+
+
+def _kernel_sums(*args):
+    # Imported on first use: kernels compile (or are interpreted) as the environment then says.
+    from megafold.model import smooth_lddt_kernel
+
+    return smooth_lddt_kernel.sums(*args)
+
+
+def _sums(x, true, resolved, radius, wants_gradient):
     """Sum of scores ``[S]`` over near ordered pairs, their number, gradient ``[S, A, 3]``."""
     samples, atoms, _ = x.shape
     score, pairs = x.new_zeros(samples), x.new_zeros(())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megafold import ops
 from megafold.model import smooth_lddt as module
 from megafold.model.smooth_lddt import smooth_lddt
 from tests.model.largest import LargestTensor
 from tests.model.seeds import seeded
 from tests.numerics import assert_accurate
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def plain(x, true, resolved, radius):
@@ -20,7 +23,7 @@ def plain(x, true, resolved, radius):
     error = (distance - true_distance).abs()
     score = sum(torch.sigmoid(t - error) for t in (0.5, 1.0, 2.0, 4.0)) / 4
     near = (true_distance < radius[:, None]) & resolved[:, None] & resolved
-    near = near & ~torch.eye(len(true), dtype=torch.bool)
+    near = near & ~torch.eye(len(true), dtype=torch.bool, device=true.device)
     return 1 - (score * near).sum((1, 2)) / near.sum()
 
 
@@ -60,6 +63,23 @@ def test_in_float32_it_is_as_accurate_as_the_plain_formula():
     assert_accurate(
         with_gradient(smooth_lddt, single, true32, resolved, radius.float()),
         with_gradient(plain, single, true32, resolved, radius.float()),
+        with_gradient(plain, single.double(), true32.double(), resolved, radius),
+    )
+
+
+# Copies enough that errors of a few numbers are not a matter of luck.
+@pytest.mark.parametrize(("atoms", "samples"), [(2, 30), (33, 8), (100, 4)])
+def test_the_kernel_is_as_accurate_as_the_plain_formula(atoms, samples):
+    x, true, resolved, radius = (t.to(DEVICE) for t in example(atoms, samples))
+    resolved[:2] = True
+    single, true32, radius32 = x.float(), true.float(), radius.float()
+    with ops.use("triton"):
+        got = with_gradient(smooth_lddt, single, true32, resolved, radius32)
+        alone = smooth_lddt(single, true32, resolved, radius32)
+    assert torch.equal(alone, got["output"])
+    assert_accurate(
+        got,
+        with_gradient(plain, single, true32, resolved, radius32),
         with_gradient(plain, single.double(), true32.double(), resolved, radius),
     )
 
