@@ -17,7 +17,7 @@ import triton.language as tl
 from megafold.ops.launcher import on
 from megafold.ops.sizes import cdiv
 
-BLOCK_I, BLOCK_J, WARPS = 16, 64, 4
+BLOCK_I, BLOCK_J, WARPS = 16, 32, 4
 
 
 @triton.jit
