@@ -117,6 +117,19 @@ def test_begins_with_a_heading_and_the_set_up(name: str) -> None:
     assert "notebook.setup()" in code_cells(notebook)[0].source
 
 
+@pytest.mark.parametrize("name", NAMES[2:6])
+def test_a_notebook_of_an_operator_shows_its_kernel_tuner(name: str) -> None:
+    """The control as the last expression of a cell, and what it found out when stored."""
+    cells = [cell for cell in code_cells(stored(name)) if "KernelTuner(" in cell.source]
+    assert cells
+    for cell in cells:
+        assert re.search(r"^(\w+) = KernelTuner\((.*\n)*\1$", cell.source, re.MULTILINE)
+        shown = [output.get("data", {}) for output in cell.outputs]
+        tables = [data["text/html"] for data in shown if "registers" in data.get("text/html", "")]
+        assert len(tables) == 1
+        assert any("application/vnd.plotly.v1+json" in data for data in shown)
+
+
 @each
 def test_links_to_what_is_there(name: str) -> None:
     prose = [cell.source for cell in stored(name).cells if cell.cell_type == "markdown"]
