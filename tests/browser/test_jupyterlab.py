@@ -62,3 +62,54 @@ def test_a_notebook_runs_shows_its_figures_and_structures_and_follows_its_slider
     assert page.get_by_text("Error displaying widget").count() == 0
     assert traffic.outside == []
     assert traffic.failed == []
+
+
+TUNER = runner.FOLDER / "05_triangle_multiplication.ipynb"
+ROWS = ".jupyter-widgets table tbody tr"
+SCROLL_TO = """async (text) => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    const cells = [...Array(notebook.model.cells.length).keys()];
+    const index = cells.find(i => notebook.model.cells.get(i).sharedModel.source.includes(text));
+    notebook.activeCellIndex = index;
+    await notebook.scrollToItem(index, 'start');
+}"""
+
+
+def test_the_kernel_tuner_of_an_operator_tries_what_its_sliders_say(
+    jupyterlab: Callable[[Path], str], page: Page, traffic: Traffic
+) -> None:
+    address = jupyterlab(TUNER)
+    page.goto(f"{address}lab/tree/notebooks/{TUNER.name}?token={TOKEN}")
+    page.wait_for_function(READY, timeout=60_000)
+    ran = page.evaluate(RUN_ALL, PATIENCE)
+    outputs = [o for c in ran["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+    assert [o for o in outputs if o["output_type"] == "error"] == []
+
+    page.evaluate(SCROLL_TO, "KernelTuner(cases")  # JupyterLab draws only the cells near by
+    run = page.locator("button.jupyter-button", has_text="Run")
+    run.scroll_into_view_if_needed()
+    rows = page.locator(ROWS)
+    tried = rows.count()
+    assert tried > 0
+    page.locator(".jupyter-widgets select").first.select_option(
+        "triangle_multiplication.grad_input"
+    )
+    wait_until(page, lambda: rows.count() == 0, "another kernel chosen")
+    run.click()
+    wait_until(page, lambda: rows.count() == 1, "a trial shown", seconds=120)
+    assert "sm_90" in rows.first.inner_text()
+    handle = page.locator(".jupyter-widgets .noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    handle.press("ArrowRight")
+    run.click()
+    wait_until(page, lambda: rows.count() == 2, "a second trial shown", seconds=120)
+    first, second = (rows.nth(i).inner_text() for i in (1, 0))  # the newest comes first
+    assert first.split("\t")[0] != second.split("\t")[0]
+    figure = page.locator(".jupyter-widgets .jp-RenderedPlotly").first
+    figure.hover()
+    wait_until(page, lambda: colours(figure) > 5, "the registers drawn")
+    run.scroll_into_view_if_needed()
+    keep_picture(page, "kernel_tuner")
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert traffic.outside == []
+    assert traffic.failed == []
