@@ -46,16 +46,21 @@ class Pass:
     """Forward and backward of a case by the kernels, on inputs of its own; every gradient asked.
 
     On the device ``meta`` nothing is computed: launches are recorded only.
+
+    Args:
+        zeros: instead of random inputs, which take long to draw.
     """
 
-    def __init__(self, of: Case, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, of: Case, device: torch.device, dtype: torch.dtype, *, zeros: bool = False
+    ) -> None:
         self.case, self.device = of, device
-        if device == META:
+        if zeros or device == META:
             self.inputs = {
-                name: torch.empty(one.shape, dtype=one.stored_as(dtype), device=device)
+                name: torch.zeros(one.shape, dtype=one.stored_as(dtype), device=device)
                 for name, one in of.arguments.items()
             }
-            self.grad = torch.empty(of.output_shape, dtype=dtype, device=device)
+            self.grad = torch.zeros(of.output_shape, dtype=dtype, device=device)
         else:
             generator = torch.Generator().manual_seed(SEED)
             self.inputs = of.make_inputs(device, dtype, generator)

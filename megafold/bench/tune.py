@@ -109,7 +109,8 @@ class Bench:
         """Leave no right result in memory that the next run gets, and perhaps fails to write."""
         for t in (*results, *(t for one in launched for t in one.tensors)):
             if t is not None and t.untyped_storage().data_ptr() not in self._kept:
-                t.fill_(float("nan") if t.is_floating_point() else 0)
+                memory = torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+                memory.fill_(float("nan") if t.is_floating_point() else 0)
 
 
 def again(launched: Iterable[Launch]) -> Callable[[], None]:
@@ -147,7 +148,7 @@ def compile_candidates(
 def _compile_share(work: tuple[str, str, str, str, str, int, int]) -> None:
     op, shape, device_name, dtype_name, kernel, share, workers = work
     device, dtype, of = torch.device(device_name), getattr(torch, dtype_name), case(op, shape)
-    whole = Pass(of, device, dtype)
+    whole = Pass(of, device, dtype, zeros=True)
     for config in distinct_candidates(of, kernel, dtype)[share::workers]:
         try:
             with use_config(kernel, config):
