@@ -87,8 +87,8 @@ def test_a_pass_without_memory_has_the_shapes_of_one_with():
 def test_a_variant_is_what_the_case_launches_with_the_configuration():
     case = cases.case("triangle_multiplication", "B1 N64 C128")
     config = Config({"BLOCK_M": 32, "BLOCK_O": 16}, 8, 3, 128)
-    made = variant(case, "triangle_multiplication.grad_input", config, HALF)
-    assert made.name == "triangle_multiplication.grad_input bfloat16"
+    made = variant(case, "triangle_multiplication.output", config, HALF)
+    assert made.name == "triangle_multiplication.output bfloat16"
     assert (made.constants["BLOCK_M"], made.constants["BLOCK_O"]) == (32, 16)
     assert (made.num_warps, made.num_stages, made.max_registers) == (8, 3, 128)
     assert list(made.signature) == made.kernel.arg_names

@@ -91,9 +91,8 @@ def test_the_kernel_tuner_of_an_operator_tries_what_its_sliders_say(
     rows = page.locator(ROWS)
     tried = rows.count()
     assert tried > 0
-    page.locator(".jupyter-widgets select").first.select_option(
-        "triangle_multiplication.grad_input"
-    )
+    kernels = page.locator(".jupyter-widgets select").first
+    kernels.select_option(index=kernels.locator("option").count() - 1)
     wait_until(page, lambda: rows.count() == 0, "another kernel chosen")
     run.click()
     wait_until(page, lambda: rows.count() == 1, "a trial shown", seconds=120)

@@ -282,11 +282,25 @@ def test_candidates_are_many_different_and_have_the_blocks_of_the_kernel(kernel,
 
 
 @pytest.mark.parametrize("kernel", candidates.kernels())
-def test_every_operator_declares_those_of_its_kernels(kernel):
+def test_what_an_operator_declares_of_a_kernel_counts(kernel):
     operator = kernel.partition(".")[0]
     module = importlib.import_module(f"megafold.ops.{operator}.candidates")
-    assert set(module.candidates(kernel, 16).blocks) == set(candidates.block_names(kernel))
+    declared, found = module.candidates(kernel, 16), candidates.candidates(kernel, 16)
     assert module.candidates(f"{operator}.of_another_name", 16) is None
+    assert tuple(found.blocks) == candidates.block_names(kernel)
+    if declared is not None:
+        assert (found.warps, found.stages) == (declared.warps, declared.stages)
+        for name in set(found.blocks) & set(declared.blocks):
+            assert found.blocks[name] == declared.blocks[name]
+
+
+def test_of_a_block_that_is_not_declared_they_lie_around_the_default(monkeypatch):
+    blocks = {"ROWS": 4, "BLOCK_K": 32}
+    new = [table.Entry("layer_norm.normalise", 16, {"C": 128}, blocks, 4, 1)]
+    monkeypatch.setattr(candidates, "tables", lambda: {DEFAULT: new})
+    found = candidates.candidates("layer_norm.normalise", 16)
+    assert found.blocks == {"ROWS": (1, 2, 4, 8, 16, 32, 64, 128), "BLOCK_K": (16, 32, 64)}
+    assert found.stages == (1,)
 
 
 def test_of_a_kernel_that_nothing_is_declared_of_they_lie_around_the_default(monkeypatch):

@@ -1,7 +1,8 @@
 """Block sizes that are worth trying: what a search goes through, and what sliders offer.
 
 An operator declares those of its kernels in ``candidates(kernel, bits)`` of its module
-``candidates``; those of a kernel that nothing is declared of lie around the default table's.
+``candidates``; those of a kernel or of a block argument that nothing is declared of lie around the
+default table's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megafold.ops.tuning.config import Config
 from megafold.ops.tuning.table import DEFAULT, tables
@@ -56,8 +57,9 @@ def candidates(kernel: str, bits: int) -> Candidates:
     module = f"megafold.ops.{kernel.partition('.')[0]}.candidates"
     if importlib.util.find_spec(module) is not None:
         declared = importlib.import_module(module).candidates(kernel, bits)
-        if declared is not None and set(declared.blocks) == set(names):
-            return declared
+        if declared is not None:
+            blocks = {**_around_default(kernel, bits).blocks, **declared.blocks}
+            return replace(declared, blocks={name: blocks[name] for name in names})
     return _around_default(kernel, bits)
 
 
