@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from megafold.model.capture import captured
 from megafold.model.config import ModelConfig, config_from_name
 from megafold.model.diffusion import DiffusionModule, Trunk
 from megafold.model.embedders import InputEmbedder, RelativePosition
@@ -43,21 +44,42 @@ class AlphaFold3(nn.Module):
         return cls(config_from_name(name))
 
     def forward(self, batch: Batch, *, generator: torch.Generator, cycles: int) -> Trunk:
-        """Run the trunk ``cycles`` times; only the last carries a gradient."""
+        """Run the trunk ``cycles`` times; only the last carries a gradient (Algorithm 1).
+
+        ``generator``, on the CPU, draws the alignment rows that each cycle reads.
+        """
         windows = AtomWindows.of(batch.atom_mask)
         relative = RelativePosition.of(batch)
         pair_mask = batch.token_mask[:, None] & batch.token_mask[None, :]
         s_inputs, s_init, z_init = self.input_embedder(batch, windows, relative)
         s, z = torch.zeros_like(s_init), torch.zeros_like(z_init)
+        initial = (s_inputs, s_init, z_init)
         for cycle in range(cycles):
             last = cycle == cycles - 1
+            rows = self.msa_module.draw_rows(batch, generator)
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
-                z = z_init + self.recycle_z(z)
-                z = z + self.template_embedder(batch, z, pair_mask)
-                z = self.msa_module(batch, s_inputs, z, pair_mask, generator)
-                s = s_init + self.recycle_s(s)
-                s, z = self.pairformer(s, z, batch.token_mask, pair_mask)
+                s, z = captured(self.cycle, batch, rows, initial, s, z, pair_mask)
         return Trunk(s_inputs, s, z, relative, windows)
+
+    def cycle(
+        self,
+        batch: Batch,
+        rows: torch.Tensor,
+        initial: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        s: torch.Tensor,
+        z: torch.Tensor,
+        pair_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One cycle (lines 7 to 14): s ``[N, c_s]`` and z ``[N, N, c_z]`` from those before.
+
+        ``initial`` is what the input embedder gave, ``rows`` are the alignment rows to read.
+        """
+        s_inputs, s_init, z_init = initial
+        z = z_init + self.recycle_z(z)
+        z = z + self.template_embedder(batch, z, pair_mask)
+        z = self.msa_module(batch, rows, s_inputs, z, pair_mask)
+        s = s_init + self.recycle_s(s)
+        return self.pairformer(s, z, batch.token_mask, pair_mask)
 
     def num_parameters(self) -> int:
         """How many trainable numbers the model has."""

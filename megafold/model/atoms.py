@@ -38,7 +38,7 @@ class AtomRepresentation:
 
 
 class AtomTransformerBlock(nn.Module):
-    """One block of Algorithm 7 (Algorithm 23 over windows)."""
+    """One block of Algorithm 7 (Algorithm 23 over windows); shapes as in AtomTransformer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -76,7 +76,15 @@ class AtomTransformer(nn.Module):
         mask: torch.Tensor,
         windows: AtomWindows,
     ) -> torch.Tensor:
-        """q ``[S, A, c_atom]``, c ``[1, A, c_atom]``, p ``[W, 32, 128, c_atompair]``."""
+        """Returns the updated q.
+
+        Args:
+            q: ``[S, A, c_atom]``, the atoms.
+            c: ``[1, A, c_atom]``, what conditions them.
+            p: ``[W, 32, 128, c_atompair]``, pairs of a window's queries and keys.
+            mask: ``[A]`` bool.
+            windows: Over these atoms.
+        """
         for block in self.blocks:
             q = self.blocks.run(block, q, c, p, mask, windows)
         return q
@@ -143,7 +151,11 @@ class AtomAttentionEncoder(nn.Module):
         s: torch.Tensor | None = None,
         z: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What does not depend on the noisy coordinates: q before them, c, p."""
+        """What does not depend on the noisy coordinates: q before them, c and p.
+
+        s ``[N, c_s]`` and z ``[N, N, c_z]`` are the trunk's; an encoder that is not conditioned
+        takes none. Returns q and c ``[1, A, c_atom]`` and p ``[W, 32, 128, c_atompair]``.
+        """
         c, p = self.pair_embedder(batch, windows)
         q = c
         if self.conditioned:

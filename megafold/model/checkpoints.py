@@ -108,8 +108,8 @@ def read_checkpoint(
 
 def check_config(model: ModelConfig, file: ModelConfig, source: str) -> None:
     """Raises ``CheckpointError`` naming each field that differs and matters to the weights."""
-    free = {"name", "cycles", "msa_rows", "diffusion_samples", "rollout_steps", "checkpointing",
-            "pair_dropout", "msa_dropout"}  # fmt: skip
+    free = {"name", "cycles", "msa_rows", "diffusion_samples", "rollout_steps",
+            "rollout_step_scale", "checkpointing", "pair_dropout", "msa_dropout"}  # fmt: skip
     differ = [
         f"{field.name} is {getattr(file, field.name)} in the file, "
         f"{getattr(model, field.name)} in the model"

@@ -116,7 +116,10 @@ def contact_probabilities(model: AlphaFold3, batch: Batch, trunk: Trunk) -> torc
     return _without_padding(torch.cat(rows), batch)
 
 
-def _one_sample(model, batch: Batch, trunk: Trunk, contacts: torch.Tensor, x: torch.Tensor):
+def _one_sample(
+    model: AlphaFold3, batch: Batch, trunk: Trunk, contacts: torch.Tensor, x: torch.Tensor
+) -> dict[str, torch.Tensor | float]:
+    """The fields of ``Confidence`` that belong to one structure x ``[A, 3]``."""
     head, config = model.confidence_head, model.config
     seen = head(batch, trunk.s_inputs, trunk.s, trunk.z, x)
     both, flipped = seen.z, seen.z.transpose(0, 1)

@@ -58,6 +58,7 @@ class ModelConfig:
     pde_bins: int = 64  # of 0.5 angstrom
     atoms_per_token: int = 24  # at most; the largest standard nucleotide has 23
     rollout_steps: int = 20  # of the sampler, in training: for confidence and the truth's names
+    rollout_step_scale: float = 1.5  # as the sampler's; with few steps it would overshoot
 
     checkpointing: bool = True  # recompute blocks in the backward pass
 
@@ -87,7 +88,7 @@ CONFIGS = {
         c_template=16, template_blocks=1, template_heads=2,
         c_atom=64, c_atompair=8, atom_blocks=1, atom_heads=4,
         c_token=96, c_fourier=64, diffusion_blocks=3, diffusion_heads=4, diffusion_samples=16,
-        confidence_blocks=1, rollout_steps=2, checkpointing=False,
+        confidence_blocks=1, rollout_steps=4, rollout_step_scale=1.0, checkpointing=False,
     ),
 }  # fmt: skip
 

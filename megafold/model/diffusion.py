@@ -64,7 +64,10 @@ class FourierEmbedding(nn.Module):
 
 
 class DiffusionTransformerBlock(nn.Module):
-    """One block of Algorithm 23. a ``[S, N, c_token]``.
+    """One block of Algorithm 23.
+
+    a ``[S, N, c_token]``, s ``[S, N, c_s]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool;
+    returns the updated a.
 
     The supplement prints the second update without the residual of ``a``; the published
     code adds both in sequence, and so do we.

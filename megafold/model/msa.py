@@ -83,6 +83,7 @@ class MSABlock(nn.Module):
         token_mask: torch.Tensor,
         pair_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """m ``[M, N, c_m]``, z ``[N, N, c_z]``, masks bool; returns both updated."""
         z = z + self.outer_product_mean(m, msa_mask)
         if not self.last:
             update = self.pair_weighted_averaging(m, z, token_mask)
@@ -92,7 +93,7 @@ class MSABlock(nn.Module):
 
 
 class MSAModule(nn.Module):
-    """Algorithm 8. Draws a fresh subset of rows at every call; the query always stays."""
+    """Algorithm 8. Every call reads a fresh subset of rows; the query always stays."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,13 +108,12 @@ class MSAModule(nn.Module):
     def forward(
         self,
         batch: Batch,
+        rows: torch.Tensor,
         s_inputs: torch.Tensor,
         z: torch.Tensor,
         pair_mask: torch.Tensor,
-        generator: torch.Generator,
     ) -> torch.Tensor:
-        """s_inputs ``[N, c_s_inputs]``, z ``[N, N, c_z]``; returns the updated z."""
-        rows = self._draw_rows(batch.msa.shape[0], generator).to(z.device)
+        """rows from ``draw_rows``, s_inputs ``[N, c_s_inputs]``, z ``[N, N, c_z]``: a new z."""
         features = torch.cat(
             [
                 one_hot(batch.msa[rows], 32).to(z.dtype),
@@ -128,8 +128,10 @@ class MSAModule(nn.Module):
             m, z = self.blocks.run(block, m, z, msa_mask, batch.token_mask, pair_mask)
         return z
 
-    def _draw_rows(self, available: int, generator: torch.Generator) -> torch.Tensor:
+    def draw_rows(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Alignment rows for one cycle, int64, the query first."""
+        available, device = batch.msa.shape[0], batch.msa.device
         if available <= self.rows:
-            return torch.arange(available)
+            return torch.arange(available, device=device)
         drawn = 1 + torch.randperm(available - 1, generator=generator)[: self.rows - 1]
-        return torch.cat([torch.zeros(1, dtype=torch.long), drawn])
+        return torch.cat([torch.zeros(1, dtype=torch.long), drawn]).to(device)

@@ -1,6 +1,8 @@
 """Layers that every block is made of: linear layers with AlphaFold's initialisation,
 transitions, adaptive LayerNorm, shared dropout.
 
+Shape letters: S noised copies, N tokens or atoms, C channels.
+
 Parameters live in plain ``torch.nn`` layers; the arithmetic is that of ``megafold.ops``.
 """
 
@@ -96,7 +98,10 @@ class LayerNormLinear(nn.Module):
 
 
 class AdaptiveLayerNorm(nn.Module):
-    """Algorithm 26: LayerNorm of ``a`` scaled and shifted by the conditioning ``s``."""
+    """Algorithm 26: LayerNorm of ``a`` scaled and shifted by the conditioning ``s``.
+
+    a ``[S, N, c_a]``, s ``[S or 1, N, c_s]``; returns as a.
+    """
 
     def __init__(self, c_a: int, c_s: int) -> None:
         super().__init__()
@@ -117,7 +122,10 @@ class AdaptiveLayerNorm(nn.Module):
 
 
 class ConditionedTransition(nn.Module):
-    """Algorithm 25: SwiGLU of the adaptively normalised ``a``, gated by ``s``."""
+    """Algorithm 25: SwiGLU of the adaptively normalised ``a``, gated by ``s``.
+
+    a ``[S, N, c_a]``, s ``[S or 1, N, c_s]``; returns the update of a.
+    """
 
     def __init__(self, c_a: int, c_s: int, n: int = 2) -> None:
         super().__init__()

@@ -99,9 +99,10 @@ def rollout(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """One structure ``[A, 3]`` in few steps and without gradient, as training needs it."""
+    steps, scale = model.config.rollout_steps, model.config.rollout_step_scale
     with torch.no_grad():
         denoise = _denoiser(model, batch, trunk, condition)
-        return integrate(denoise, batch, generator, model.config.rollout_steps)[0]
+        return integrate(denoise, batch, generator, steps, step_scale=scale)[0]
 
 
 def _denoiser(
@@ -119,10 +120,12 @@ def integrate(
     steps: int,
     samples: int = 1,
     trajectory: bool = False,
+    step_scale: float = STEP_SCALE,
 ) -> torch.Tensor | Trajectory:
     """Follow the noise levels down, adding a little fresh noise while they are high.
 
-    ``denoise`` takes coordinates ``[samples, A, 3]`` in angstrom and a noise level.
+    ``denoise`` takes coordinates ``[samples, A, 3]`` in angstrom and a noise level. Each step
+    goes ``step_scale`` times the way to the next level.
     """
     device = batch.ref_pos.device
     levels = noise_schedule(steps)
@@ -136,7 +139,7 @@ def integrate(
         extra = NOISE_SCALE * (t.square() - previous.square()).clamp(min=0.0).sqrt()
         x = x + extra.to(device) * torch.randn(shape, generator=generator).to(device)
         guess = denoise(x, t.to(device))
-        x = x + STEP_SCALE * (level - t).to(device) * (x - guess) / t.to(device)
+        x = x + step_scale * (level - t).to(device) * (x - guess) / t.to(device)
         guesses.append(guess)
     if trajectory:
         return Trajectory(x, torch.stack(guesses), levels[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -95,6 +96,13 @@ def test_a_kept_run_is_found_again_and_another_recipe_is_not_taken_for_it(tmp_pa
     assert again.evaluations == run.evaluations
     with pytest.raises(AssertionError, match="trained again"):
         load_or_memorise(dataclasses.replace(recipe, steps=3), tmp_path, progress=no_steps)
+
+
+def test_confidence_is_memorised_even_where_the_entry_has_no_resolution(batch):
+    assert math.isnan(batch.resolution)  # NMR
+    run = memorise(Recipe(steps=2, sampler_steps=1))
+    for name in ("plddt", "pae", "pde", "resolved"):
+        assert all(record.losses[name] > 0 for record in run.history)
 
 
 def test_progress_wraps_the_steps():
