@@ -18,6 +18,11 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     The second call has the operators' implementation of the first one, wherever the backward
     pass begins.
     """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a captured training step keeps its activations: "
+            "set checkpointing=False in the model's configuration"
+        )
     backend = ops.backend()
 
     def call(*args: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from megafold.geometry import centre_random_augmentation
 from megafold.model.alphafold3 import AlphaFold3
+from megafold.model.capture import captured
 from megafold.model.checks import check_batch, check_generator
 from megafold.model.confidence_losses import (
     ConfidenceLosses,
@@ -103,7 +104,7 @@ def training_loss(
         x_rollout = rollout(model, batch, trunk, condition, generator)
         batch = permute_truth(batch, x_rollout)
         x_true, x_noisy, t = _noised_copies(batch, samples, generator)
-        x = model.diffusion(x_noisy, t, batch, trunk.windows, condition)
+        x = captured(model.diffusion, x_noisy, t, batch, trunk.windows, condition)
         confidence = _confidence(model, batch, trunk, x_rollout)
     weight = noise_weight(t, noise_weighting)
     mse = (weight * aligned_mse(x, x_true, batch)).mean()

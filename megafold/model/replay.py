@@ -55,7 +55,7 @@ def replayed(module: nn.Module, example: torch.Tensor, *given: Any) -> Callable[
         with _lock, torch.cuda.device(device):
             recording = _recordings.get(module)
             if key is None:
-                key = _key(module, (changing, given))
+                key = surroundings(module, (changing, given))
                 if recording is not None and recording.key == key:
                     recording.set_given(given)
                 else:
@@ -77,28 +77,16 @@ class Recording:
         self, module: nn.Module, key: Any, changing: tuple[torch.Tensor, ...], given: tuple
     ) -> None:
         self.key = key
-        self._changing = _copied(changing)
-        self._given = _copied(given)
+        self._changing = copied(changing)
+        self._given = copied(given)
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # What autocast has cast and keeps belongs to whoever entered it; casts are recorded.
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            with torch.cuda.stream(stream):
-                self._graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    self._out = module(*self._changing, *self._given)
-                finally:
-                    self._graph.capture_end()
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-        torch.cuda.current_stream().wait_stream(stream)
+        self._out = recorded(
+            self._graph, torch.cuda.Stream(), lambda: module(*self._changing, *self._given)
+        )
 
     def set_given(self, given: tuple) -> None:
         """Let the next replays read these values."""
-        for kept, new in zip(_tensors(self._given), _tensors(given), strict=True):
+        for kept, new in zip(tensors(self._given), tensors(given), strict=True):
             kept.copy_(new)
 
     def __call__(self, *changing: torch.Tensor) -> torch.Tensor:
@@ -108,7 +96,28 @@ class Recording:
         return self._out.clone()
 
 
-def _key(module: nn.Module, inputs: tuple) -> Any:
+def recorded(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, call: Callable[[], T], **pool: Any
+) -> T:
+    """What a call on a stream returns while it is recorded: memory, with nothing in it yet."""
+    stream.wait_stream(torch.cuda.current_stream())
+    # What autocast has cast and keeps belongs to whoever entered it; casts are recorded.
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local", **pool)
+            try:
+                out = call()
+            finally:
+                graph.capture_end()
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+    torch.cuda.current_stream().wait_stream(stream)
+    return out
+
+
+def surroundings(module: nn.Module, inputs: tuple) -> Any:
     """All that a recording depends on beside the values of its inputs."""
     device = "cuda"
     return (
@@ -118,29 +127,29 @@ def _key(module: nn.Module, inputs: tuple) -> Any:
         ops.backend(),
         module.training,
         tuple((t.data_ptr(), t.dtype) for t in (*module.parameters(), *module.buffers())),
-        tuple((t.shape, t.stride(), t.dtype) for t in _tensors(inputs)),
+        tuple((t.shape, t.stride(), t.dtype) for t in tensors(inputs)),
     )
 
 
-def _copied(tree: T) -> T:
+def copied(tree: T) -> T:
     """The same tree with tensors in memory of their own."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().clone()
     if isinstance(tree, tuple):
-        return type(tree)(_copied(one) for one in tree)
-    if dataclasses.is_dataclass(tree) and any(True for _ in _tensors(tree)):
-        parts = {f.name: _copied(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+        return type(tree)(copied(one) for one in tree)
+    if dataclasses.is_dataclass(tree) and any(True for _ in tensors(tree)):
+        parts = {f.name: copied(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
         return dataclasses.replace(tree, **parts)
     return tree
 
 
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+def tensors(tree: Any) -> Iterator[torch.Tensor]:
     """Every tensor of a tree, in order."""
     if isinstance(tree, torch.Tensor):
         yield tree
     elif isinstance(tree, tuple):
         for one in tree:
-            yield from _tensors(one)
+            yield from tensors(one)
     elif dataclasses.is_dataclass(tree):
         for field in dataclasses.fields(tree):
-            yield from _tensors(getattr(tree, field.name))
+            yield from tensors(getattr(tree, field.name))

@@ -21,6 +21,7 @@ from megafold.data.batch import Batch
 from megafold.metrics import score
 from megafold.model import AlphaFold3, sample
 from megafold.model.checkpoints import load_model, save_model
+from megafold.model.config import config_from_name
 from megafold.model.permutation import permute_truth
 from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
@@ -101,7 +102,10 @@ def memorise(
     if math.isnan(batch.resolution):
         batch = replace(batch, resolution=recipe.resolution)
     torch.manual_seed(recipe.train.seed)
-    trainer = Trainer(AlphaFold3.from_name(recipe.model).to(device), recipe.train)
+    config = config_from_name(recipe.model)
+    if recipe.train.captured:
+        config = replace(config, checkpointing=False)
+    trainer = Trainer(AlphaFold3(config).to(device), recipe.train)
     evaluations = []
     for step in progress(range(recipe.steps), desc=f"memorising {recipe.entry}"):
         trainer.step(batch)

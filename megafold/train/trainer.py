@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from megafold.data.batch import Batch
 from megafold.model import AlphaFold3, Losses, training_loss
+from megafold.model.capture import CapturedSteps
 from megafold.model.losses import NoiseWeighting
 from megafold.model.stages import stage_from_name
 
@@ -32,6 +34,8 @@ class TrainConfig:
     noise_weighting: NoiseWeighting = "karras"
     stage: str = "initial"  # of megafold.model.STAGES: which losses count
     seed: int = 0
+    # On a GPU: replay steps of one shape as CUDA graphs, see megafold.model.capture.
+    captured: bool = False
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step 0, 1, ...: linear warm-up, then staircase decay."""
@@ -64,6 +68,7 @@ class Trainer:
         self._stage = stage_from_name(config.stage)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
+        self._captured = CapturedSteps() if config.captured else nullcontext()
         self.averaged = AlphaFold3(model.config).to(next(model.parameters()).device)
         self.averaged.load_state_dict(model.state_dict())
         self.averaged.requires_grad_(False).eval()
@@ -88,7 +93,8 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        losses = self._finite_losses(batch, step)
+        with self._captured:
+            losses = self._finite_losses(batch, step)
         losses.total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
         if not math.isfinite(norm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -182,11 +183,15 @@ def test_an_empty_template_slot_changes_nothing(model, batch):
 
 def test_msa_rows_beyond_the_limit_are_drawn_and_the_query_stays(model):
     module = model.msa_module
-    rows = module._draw_rows(500, seeded())
+    rows = module.draw_rows(rows_available(500), seeded())
     assert len(rows) == model.config.msa_rows
     assert rows[0] == 0
     assert len(set(rows.tolist())) == len(rows)
-    assert torch.equal(module._draw_rows(10, seeded()), torch.arange(10))
+    assert torch.equal(module.draw_rows(rows_available(10), seeded()), torch.arange(10))
+
+
+def rows_available(number):
+    return SimpleNamespace(msa=torch.zeros(number, 3))
 
 
 def test_sampling_gives_coordinates_and_is_repeatable(model, batch):

@@ -48,11 +48,11 @@ def test_on_the_cpu_every_call_is_a_call():
 
 def test_a_copy_shares_no_memory_and_has_all_else():
     given = conditions()
-    copied = replay._copied((given, torch.arange(3)))
+    copied = replay.copied((given, torch.arange(3)))
     assert copied[0].name == "some"
-    tensors = list(replay._tensors((given, torch.arange(3))))
+    tensors = list(replay.tensors((given, torch.arange(3))))
     assert len(tensors) == 4
-    pairs = zip(tensors, replay._tensors(copied), strict=True)
+    pairs = zip(tensors, replay.tensors(copied), strict=True)
     for one, other in pairs:
         assert torch.equal(one, other)
         assert one.data_ptr() != other.data_ptr()

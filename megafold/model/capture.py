@@ -1,0 +1,163 @@
+"""Training steps of one shape as CUDA graphs: a block's kernels recorded once, then replayed.
+
+A training step is tens of thousands of small kernels. Queued one by one by Python they take as
+long as the host needs, however fast the GPU is. :class:`CapturedSteps` records what
+:func:`captured` is called with, forward and backward, the second time it sees the same sizes, and
+replays it from then on: a few launches in place of thousands, with autograd around them as ever::
+
+    steps = CapturedSteps()
+    for batch in batches:          # of the same sizes
+        with steps:
+            loss = training_loss(model, batch, generator=generator).total
+            loss.backward()
+
+What it costs is memory: the activations of a recorded forward pass stay where they are, so that
+nothing may be recomputed in the backward pass (``checkpointing`` of the configuration is off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from typing import Any
+
+import torch
+from torch import nn
+
+from megafold.model.replay import copied, recorded, surroundings, tensors
+
+_steps: ContextVar[CapturedSteps | None] = ContextVar("megafold_captured_steps", default=None)
+WARM_UPS = 2  # plain calls before one is recorded: kernels are compiled, libraries take memory
+
+
+def captured(function: Callable[..., Any], *inputs: Any) -> Any:
+    """``function(*inputs)``; inside of :class:`CapturedSteps`, on a GPU, as a graph.
+
+    Args:
+        function: a module, or a method of one, whose parameters it uses; it waits for nothing and
+            draws random numbers from torch's own generator of the device only. It returns a
+            tensor or a tuple of tensors.
+        inputs: tensors, and tuples and dataclasses with tensors in them.
+    """
+    steps = _steps.get()
+    if steps is None or not next(tensors(inputs)).is_cuda or torch.compiler.is_compiling():
+        return function(*inputs)
+    return steps.run(function, inputs)
+
+
+class CapturedSteps:
+    """Recordings of one trainer; a context in which :func:`captured` uses them.
+
+    They hold while sizes, dtypes, autocast and the places of the weights stay what they are, and
+    are made anew when one changes; there is one for each function, with and without gradient.
+    """
+
+    def __init__(self) -> None:
+        self._recordings: dict[Any, _Recording] = {}
+        self._seen: dict[Any, tuple[Any, int]] = {}
+        self._tokens: list[Token] = []
+
+    def __enter__(self) -> CapturedSteps:
+        self._tokens.append(_steps.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _steps.reset(self._tokens.pop())
+
+    def run(self, function: Callable[..., Any], inputs: tuple) -> Any:
+        """See :func:`captured`."""
+        module = function if isinstance(function, nn.Module) else function.__self__
+        grad = torch.is_grad_enabled()
+        name = (id(module), getattr(function, "__name__", ""), grad)
+        key = surroundings(module, inputs)
+        recording = self._recordings.get(name)
+        if recording is None or recording.key != key:
+            self._recordings.pop(name, None)
+            seen, times = self._seen.get(name, (None, 0))
+            times = times if seen == key else 0
+            self._seen[name] = (key, times + 1)
+            if times < WARM_UPS:
+                return function(*inputs)
+            recording = self._recordings[name] = _Recording(function, module, key, inputs, grad)
+        return recording(inputs)
+
+
+class _Recording:
+    """The kernels of a call and of its backward pass, with all memory they use."""
+
+    def __init__(
+        self, function: Callable[..., Any], module: nn.Module, key: Any, inputs: tuple, grad: bool
+    ) -> None:
+        self.key = key
+        self._inputs = copied(inputs)
+        self._copies = list(tensors(self._inputs))
+        given = list(tensors(inputs))
+        self._parameters = [p for p in module.parameters() if p.requires_grad] if grad else []
+        self._followed = [i for i, t in enumerate(given) if grad and t.requires_grad]
+        for i in self._followed:
+            self._copies[i].requires_grad_()
+        leaves = [self._copies[i] for i in self._followed] + self._parameters
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # One stream for both: autograd runs a backward pass where its forward pass ran.
+        stream = torch.cuda.Stream()
+        out = recorded(self._forward, stream, lambda: function(*self._inputs))
+        self._single = isinstance(out, torch.Tensor)
+        outputs = (out,) if self._single else tuple(out)
+        self._wanted = [i for i, t in enumerate(outputs) if t.requires_grad]
+        self._grad_outputs, self._gradients = [], [None] * len(leaves)
+        if self._wanted:
+            self._grad_outputs = [torch.zeros_like(outputs[i]) for i in self._wanted]
+            self._gradients = recorded(
+                self._backward,
+                stream,
+                lambda: torch.autograd.grad(
+                    [outputs[i] for i in self._wanted], leaves, self._grad_outputs,
+                    allow_unused=True,
+                ),
+                pool=self._forward.pool(),
+            )  # fmt: skip
+        # The graph of autograd ends here; what it kept is the recording's memory.
+        self._outputs = tuple(t.detach() for t in outputs)
+
+    def __call__(self, inputs: tuple) -> Any:
+        given = list(tensors(inputs))
+        if self._wanted:
+            followed = [given[i] for i in self._followed]
+            out = _Replay.apply(self, given, *followed, *self._parameters)
+        else:
+            out = self.replay(given)
+        return out[0] if self._single else out
+
+    @torch.no_grad()
+    def replay(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The outputs for these inputs, in memory of their own."""
+        for kept, new in zip(self._copies, given, strict=True):
+            kept.copy_(new)
+        self._forward.replay()
+        return tuple(t.clone() for t in self._outputs)
+
+    @torch.no_grad()
+    def replay_backward(self, grads: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
+        """The gradients of what is followed, then of the parameters, in memory of their own."""
+        for i, kept in zip(self._wanted, self._grad_outputs, strict=True):
+            if grads[i] is None:
+                kept.zero_()
+            else:
+                kept.copy_(grads[i])
+        self._backward.replay()
+        there = [g for g in self._gradients if g is not None]
+        copies = iter(torch._foreach_mul(there, 1.0) if there else ())
+        return [None if g is None else next(copies) for g in self._gradients]
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, recording: _Recording, given: list[torch.Tensor], *followed):
+        ctx.recording = recording
+        ctx.set_materialize_grads(False)
+        return recording.replay(given)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        return None, None, *ctx.recording.replay_backward(grads)

@@ -1,0 +1,137 @@
+"""Captured training steps: the same losses and gradients as steps that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from megafold.model import CONFIGS, AlphaFold3, training_loss
+from megafold.model.blocks import recomputed
+from megafold.model.capture import CapturedSteps, captured
+from megafold.train import TrainConfig, Trainer
+from tests.model.seeds import seeded
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.unused = nn.Linear(3, 3)
+        self.calls = 0
+
+    def forward(self, x, others):
+        self.calls += 1
+        return self.linear(x) * others[0], x.detach() + others[1]
+
+
+def outcome(module, x, others, how):
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    first, second = how(module, x, others)
+    (first.square().sum() + second.sum()).backward()
+    grads = [x.grad, *(p.grad for p in module.parameters())]
+    return [first.detach(), second, *(g for g in grads if g is not None)]
+
+
+def plainly(module, x, others):
+    return module(x, others)
+
+
+def test_outside_and_on_the_cpu_a_call_is_a_call():
+    module, x, others = Twice(), torch.randn(4, 3), (torch.ones(3), torch.ones(3))
+    for _ in range(4):
+        captured(module, x, others)
+    with CapturedSteps():
+        for _ in range(4):
+            captured(module, x, others)
+    assert module.calls == 8
+
+
+@pytest.mark.gpu
+def test_replays_have_the_outputs_and_gradients_of_calls():
+    module = Twice().cuda()
+    calls = []
+    with CapturedSteps():
+        for i in range(6):
+            x = torch.randn(4, 3, device="cuda")
+            others = (torch.full((3,), 2.0 + i, device="cuda"), torch.ones(3, device="cuda"))
+            with torch.no_grad():
+                module.linear.weight.mul_(1.1)
+            got = outcome(module, x, others, captured)
+            calls.append(module.calls)
+            expected = outcome(module, x, others, plainly)
+            assert len(got) == len(expected) == 5
+            for one, other in zip(got, expected, strict=True):
+                assert torch.equal(one, other)
+    assert calls[-1] - calls[-2] == 1  # the last captured call was none of the module
+
+
+@pytest.mark.gpu
+def test_gradients_of_two_replays_add_up():
+    module = Twice().cuda()
+    x, others = torch.randn(4, 3, device="cuda"), (torch.ones(3, device="cuda"),) * 2
+
+    def added(how):
+        module.zero_grad()
+        how(module, 2 * x, others)[0].sum().backward()
+        how(module, x, others)[0].sum().backward()
+        return module.linear.weight.grad.clone()
+
+    with CapturedSteps():
+        for _ in range(3):
+            got = added(captured)
+    torch.testing.assert_close(got, added(plainly))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_a_model_learns_the_same_captured(batch, half):
+    config = dataclasses.replace(
+        CONFIGS["tiny"], checkpointing=False, pair_dropout=0.0, msa_dropout=0.0
+    )
+
+    def losses(is_captured):
+        torch.manual_seed(0)
+        model = AlphaFold3(config).cuda()
+        steps = CapturedSteps() if is_captured else None
+        found = []
+        for i in range(6):
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                if steps is None:
+                    loss = training_loss(model, batch.to("cuda"), generator=seeded(i)).total
+                else:
+                    with steps:
+                        loss = training_loss(model, batch.to("cuda"), generator=seeded(i)).total
+            loss.backward()
+            found.append(loss.detach())
+        return torch.stack(found), model
+
+    (one, first), (two, second) = losses(False), losses(True)
+    torch.testing.assert_close(one, two, rtol=5e-2 if half else 1e-3, atol=0)
+    for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None and p.grad.norm() > 1e-4:
+            difference = (p.grad - q.grad).norm() / p.grad.norm()
+            assert difference < (0.2 if half else 2e-2), name
+
+
+@pytest.mark.gpu
+def test_what_is_captured_keeps_its_activations():
+    class Recomputing(nn.Module):
+        def forward(self, x):
+            return recomputed(torch.sin, x)
+
+    module, x = Recomputing(), torch.ones(3, device="cuda", requires_grad=True)
+    with CapturedSteps():
+        for _ in range(2):
+            captured(module, x)
+        with pytest.raises(RuntimeError, match="checkpointing=False"):
+            captured(module, x)
+
+
+def test_a_trainer_on_the_cpu_captures_nothing_and_learns(batch):
+    trainer = Trainer(AlphaFold3.from_name("tiny"), TrainConfig(captured=True))
+    assert trainer.step(batch).losses["total"] > 0
