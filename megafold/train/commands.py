@@ -57,7 +57,7 @@ def _memorise(arguments: argparse.Namespace) -> int:
         return 2
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # products in TensorFloat-32
-    train = replace(MEMORISING, captured=device.type == "cuda")
+    train = MEMORISING
     if arguments.learning_rate is not None:
         train = replace(train, learning_rate=arguments.learning_rate)
     recipe = Recipe(
