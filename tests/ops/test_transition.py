@@ -64,7 +64,8 @@ def test_output_and_every_gradient_are_as_accurate_as_eager(shape, dtype):
 @pytest.mark.parametrize("shape", ["M300 C32 H48", "M300 C136 H48"])
 def test_rows_in_many_chunks_are_as_accurate_as_eager(shape, dtype, monkeypatch):
     parts = [slice(0, 128), slice(128, 256), slice(256, 300)]
-    monkeypatch.setattr(launch, "chunks", lambda rows, per_row, x_bytes: parts)
+    monkeypatch.setattr(launch, "chunks", lambda *sizes: parts)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 7)  # rows are split unevenly
     inputs, grad = drawn(shape, dtype)
     assert_accurate(*three_results(inputs, grad))
 
@@ -80,6 +81,20 @@ def test_chunks_cover_all_rows_and_keep_scratch_memory_within_its_bound():
             most = max(launch.SCRATCH_BYTES, x_bytes) + launch.CHUNK_STEP * per_row
             assert all((part.stop - part.start) * per_row <= most for part in found)
     assert len(list(launch.chunks(147456, 3328, 256 * 147456))) == 4
+
+
+@pytest.mark.parametrize("wave", [64, 384, 16896])
+def test_chunks_are_whole_waves_where_one_is_within_the_bound(wave):
+    for rows in (1, 1000, 147456, 589824):
+        *whole, last = launch.chunks(rows, 3200, 256 * rows, wave)
+        sizes = {part.stop - part.start for part in whole}
+        assert len(sizes) <= 1
+        assert all(size % wave == 0 for size in sizes)
+        assert last.stop == rows
+    first = next(launch.chunks(147456, 3200, 256 * 147456, 16896))
+    assert first == slice(0, 2 * 16896)
+    # Of a wave that is more than the bound there is no use.
+    assert next(launch.chunks(10**6, 3200, 0, 10**6)).stop < 2**27 / 3200
 
 
 @pytest.mark.parametrize("dtype", ONE_HALF)

@@ -11,6 +11,7 @@ from megafold import ops
 from megafold.bench import accuracy, cases
 from megafold.bench.memory import peak_bytes, saved_bytes
 from megafold.ops.launcher import Launcher
+from megafold.ops.recording import launches
 from megafold.ops.transition import launch, library, passes  # noqa: F401, registers the operators
 from megafold.ops.transition.variants import variants
 from tests.numerics import DEVICE
@@ -53,8 +54,7 @@ def test_gradients_asked_for_are_those_of_all(shape, names):
         assert torch.equal(value, expected[f"grad {name}"]), name
 
 
-@each_plan
-def test_products_not_asked_for_are_not_computed(shape, monkeypatch):
+def test_products_not_asked_for_are_not_computed(monkeypatch):
     counted = []
 
     def noted(total, left, right, _real=passes._plus_product):
@@ -62,7 +62,7 @@ def test_products_not_asked_for_are_not_computed(shape, monkeypatch):
         return _real(total, left, right)
 
     monkeypatch.setattr(passes, "_plus_product", noted)
-    inputs, grad = drawn(shape)
+    inputs, grad = drawn(SHAPES[1])
     inputs, leaves = leaves_of(inputs, ("x", "norm_weight"))
     torch.autograd.grad(fused(inputs), leaves, grad)
     assert counted == []
@@ -70,6 +70,22 @@ def test_products_not_asked_for_are_not_computed(shape, monkeypatch):
     torch.autograd.grad(fused(inputs), leaves, grad)
     channels, hidden = inputs["weight_out"].shape
     assert counted == [(channels, hidden)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("x",), ["forward", "grad_rows"]),
+        (("norm_bias",), ["forward", "grad_rows", "reduce_gradients"]),
+        (("weight_out",), ["forward", "grad_rows", "grad_weights", "reduce_gradients"]),
+    ],
+)
+def test_fused_kernels_are_launched_for_what_is_asked_for(names, expected):
+    inputs, grad = drawn(SHAPES[0])
+    inputs, leaves = leaves_of(inputs, names)
+    with launches(run=True) as found:
+        torch.autograd.grad(fused(inputs), leaves, grad)
+    assert [one.kernel.removeprefix("transition.") for one in found] == expected
 
 
 @each_plan
@@ -113,7 +129,7 @@ def test_one_chunk_at_a_time_is_in_memory(shape, monkeypatch):
 
     def peak(step):
         parts = [slice(start, start + step) for start in range(0, 1024, step)]
-        monkeypatch.setattr(launch, "chunks", lambda rows, per_row, x_bytes: parts)
+        monkeypatch.setattr(launch, "chunks", lambda *sizes: parts)
         return peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
 
     hidden, channels = inputs["weight_gate"].shape
@@ -277,19 +293,29 @@ def explained(shape, dtype=torch.float16):
 
 def test_explain_names_the_plan_and_why():
     lines = explained("M9 C128 H32")
-    assert [line.split(":")[0] for line in lines[:2]] == list(launch.KERNELS)
-    assert all("safe default, C 128" in line or "table of" in line for line in lines[:2])
+    assert [line.split(":")[0] for line in lines] == list(launch.KERNELS)
+    assert all("safe default, C 128" in line or "table of" in line for line in lines)
     (line,) = explained("M9 C129 H32")
     assert "C 129 is wider than the 128 that the fused kernels hold" in line
     (line,) = explained("M9 C128 H32", torch.float32)
     assert "the fused kernels take 16-bit operands, not float32" in line
 
 
-@pytest.mark.parametrize("kernel", launch.KERNELS)
-def test_other_block_sizes_give_the_same_within_rounding(kernel):
+BLOCKS = {"BLOCK_M": 16, "BLOCK_H": 16}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "blocks"),
+    [
+        (launch.FORWARD, BLOCKS),
+        (launch.GRAD_ROWS, BLOCKS),
+        (launch.GRAD_WEIGHTS, {"BLOCK_U": 16, "BLOCK_K": 16, "WAVES": 40}),
+    ],
+)
+def test_other_block_sizes_give_the_same_within_rounding(kernel, blocks):
     inputs, grad = drawn("M50 C16 H80")
     expected = accuracy.results(fused, inputs, grad)
-    with ops.use_config(kernel, ops.Config({"BLOCK_M": 16, "BLOCK_H": 16}, 4, 1)):
+    with ops.use_config(kernel, ops.Config(blocks, 4, 1)):
         found = accuracy.results(fused, inputs, grad)
     for name, value in found.items():
         error, _ = accuracy.relative_errors(value, expected[name].double())
@@ -299,7 +325,7 @@ def test_other_block_sizes_give_the_same_within_rounding(kernel):
 def test_every_kernel_is_among_those_compiled_ahead_of_time():
     names = {variant.name.split()[0] for variant in variants()}
     both = {f"transition.{name}_{way}" for name in BETWEEN for way in ("forward", "backward")}
-    assert names == {*launch.KERNELS, *both}
+    assert names == {*launch.KERNELS, "transition.reduce_gradients", *both}
     for variant in variants():
         assert list(variant.signature) == variant.kernel.arg_names
 

@@ -1,10 +1,9 @@
-"""The transition backward in Triton: one kernel computes all that is hidden again, by rows.
+"""The transition backward in Triton, by rows: all that is hidden is computed again.
 
 Letters and names as in ``forward.py``. A program has the gradient of BLOCK_M rows of x, a sum of
-its own for the gradients of the norm's parameters (the host adds the sums, in order: no
-atomics), and what the weights' gradients are products of: the normalised rows, the hidden
-activation, and the gradients of gate and value. These are written for a chunk of rows at a time
-and multiplied by the vendor's library.
+its own for the gradients of the norm's parameters (no atomics), and what the weights' gradients
+are products of: the normalised rows, the gradients of gate and value, and the hidden activation.
+These are written for a chunk of rows at a time; ``weights.py`` multiplies them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from megafold.ops.transition.tiles import (
     load_normalised,
     load_rows,
     load_weight,
-    long,
     norm_gradient,
     norm_sums,
     store_rows,
@@ -38,7 +36,7 @@ def grad_rows_kernel(
     p_grad_x,  # [M, C], contiguous, written; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
     p_normalised,  # [M, C], contiguous, written where p_hidden is; None without a norm
-    p_hidden,  # [3, M, H], contiguous, written: activation, gradients of gate and value; or None
+    p_hidden,  # [M, 3 H], contiguous, written: gradients of gate, of value, activation; or None
     stride_x,
     stride_grad,
     stride_stats,  # from a row's mean to its inverse deviation
@@ -63,6 +61,9 @@ def grad_rows_kernel(
     o_m = tl.arange(0, BLOCK_M)
     o_h = tl.arange(0, BLOCK_H)
     o_c = tl.arange(0, BLOCK_C)
+    o_p = tl.arange(0, 2 * BLOCK_H)  # of gate, then of value
+    of_gate = o_p < BLOCK_H
+    o_u = o_p % BLOCK_H
 
     if NORM:
         b_hat, b_n, b_inverse = load_normalised(
@@ -75,27 +76,44 @@ def grad_rows_kernel(
     b_dy = load_rows(p_grad, i_m, o_m, o_c, stride_grad, rows, channels, EVEN_M, EVEN_C)
     if NORM and STORE_HIDDEN:
         store_rows(p_normalised, b_n, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+        # What is computed is an operand in registers, which take from the walk what its products
+        # need; what is loaded goes to shared memory. Other threads may have stored what a thread
+        # loads: the barrier orders the memory of a program's threads, too.
+        tl.debug_barrier()
+        b_n = load_rows(p_normalised, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
 
     b_dn = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for start in range(0, hidden, BLOCK_H):
-        b_wg = load_weight(p_gate, start, o_h, o_c, channels, 1, hidden, channels, EVEN_H, EVEN_C)
-        b_wv = load_weight(p_value, start, o_h, o_c, channels, 1, hidden, channels, EVEN_H, EVEN_C)
+        # Gate and value are one product, of one tile from both weights.
+        p_w = tl.where(of_gate[:, None], p_gate, p_value)
+        p_w = p_w + (start + o_u)[:, None] * channels + o_c[None, :]
+        if EVEN_H and EVEN_C:
+            b_w = tl.load(p_w)  # [2 BLOCK_H, BLOCK_C]
+        else:
+            mask = (start + o_u < hidden)[:, None] & (o_c < channels)[None, :]
+            b_w = tl.load(p_w, mask=mask, other=0.0)
         b_wo = load_weight(p_out, start, o_h, o_c, 1, hidden, hidden, channels, EVEN_H, EVEN_C)
-        b_gate = tl.dot(b_n, tl.trans(b_wg))  # [BLOCK_M, BLOCK_H]
-        b_value = tl.dot(b_n, tl.trans(b_wv))
+        b_pair = tl.reshape(tl.dot(b_n, tl.trans(b_w)), [BLOCK_M, 2, BLOCK_H])
+        b_gate, b_value = tl.split(tl.permute(b_pair, (0, 2, 1)))
         b_dh = tl.dot(b_dy, tl.trans(b_wo))
         b_h, b_dg, b_dv = swiglu_gradients(b_dh, b_gate, b_value)
-        b_dg = b_dg.to(b_n.dtype)
-        b_dv = b_dv.to(b_n.dtype)
-        if STORE_HIDDEN:
+        b_pair = tl.permute(tl.join(b_dg.to(b_n.dtype), b_dv.to(b_n.dtype)), (0, 2, 1))
+        b_pair = tl.reshape(b_pair, [BLOCK_M, 2 * BLOCK_H])
+        # The sum is a use of the product in this turn of the loop. A product that is first used
+        # in the next turn makes the assembler wait for every product of the loop one by one.
+        b_dn = tl.dot(b_pair, b_w, acc=b_dn) + 0.0
+        if STORE_HIDDEN:  # after the last product, which does not wait for the stores
+            width = 3 * hidden
             p = p_hidden + start
-            left = hidden - start
-            plane = long(rows) * hidden
-            store_rows(p, b_h, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
-            store_rows(p + plane, b_dg, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
-            store_rows(p + 2 * plane, b_dv, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
-        b_dn = tl.dot(b_dg, b_wg, acc=b_dn)
-        b_dn = tl.dot(b_dv, b_wv, acc=b_dn)
+            p_pair = p + i_m * width + o_m.to(tl.int64)[:, None] * width
+            p_pair = p_pair + tl.where(of_gate, o_u, o_u + hidden)[None, :]
+            if EVEN_M and EVEN_H:
+                tl.store(p_pair, b_pair)
+            else:
+                mask = (i_m + o_m < rows)[:, None] & (start + o_u < hidden)[None, :]
+                tl.store(p_pair, b_pair, mask=mask)
+            p = p + 2 * hidden
+            store_rows(p, b_h, i_m, o_m, o_h, width, rows, hidden - start, EVEN_M, EVEN_H)
 
     if NORM:
         # Read again: kept over the loop, the rows would take registers from it.

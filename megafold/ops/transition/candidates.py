@@ -13,4 +13,7 @@ def candidates(kernel: str, bits: int) -> Candidates | None:
         return Candidates(blocks, stages=(1, 2, 3, 4))
     if kernel == launch.GRAD_ROWS:
         return Candidates({"BLOCK_M": (32, 64, 128), "BLOCK_H": (16, 32, 64)})
+    if kernel == launch.GRAD_WEIGHTS:
+        blocks = {"BLOCK_U": (32, 64, 128), "BLOCK_K": (32, 64), "WAVES": (1, 2, 4)}
+        return Candidates(blocks, stages=(2, 3, 4))
     return None

@@ -1,8 +1,8 @@
 """The transition on the host: which plan a call takes, block sizes, launches of the kernels.
 
 Two plans. *Fused*, for 16-bit operands and rows that one program holds: one kernel forward, and
-backward one kernel and three products of the vendor's library for each chunk of rows. *By
-products*, for all else: the library's products, with kernels between them, for each chunk.
+backward two for each chunk of rows and one at the end. *By products*, for all else: products of
+the vendor's library, with kernels between them, for each chunk.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from typing import Any, NamedTuple
 import torch
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
-from megafold.ops.sizes import cdiv, power_of_two
+from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.transition import elementwise
 from megafold.ops.transition.backward import grad_rows_kernel
 from megafold.ops.transition.forward import forward_kernel
+from megafold.ops.transition.weights import grad_weights_kernel, reduce_gradients_kernel
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "transition.forward"
 GRAD_ROWS = "transition.grad_rows"
-KERNELS = (FORWARD, GRAD_ROWS)  # those with block sizes in tables
+GRAD_WEIGHTS = "transition.grad_weights"
+KERNELS = (FORWARD, GRAD_ROWS, GRAD_WEIGHTS)  # those with block sizes in tables
 
 WIDEST_FUSED = 128  # channels of which a program holds rows, beside their weights
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 SCRATCH_BYTES = 2**27  # of hidden activations at a time; more where x itself is larger
 CHUNK_STEP = 128  # chunks of rows begin at multiples of this: whole blocks, aligned
+AT_A_TIME = 2  # programs of the kernel by rows that registers let a multiprocessor run
 
 # Kernels without products: bandwidth is all they need, whatever the device.
 NORM_ELEMENTS = 4096  # of a tile
 NORM_ROWS = 16  # that one program adds up
 ELEMENTS = 1024  # that one program takes
+REDUCED = {"BLOCK_U": 8, "BLOCK_P": 256, "BLOCK_S": 16}  # partial sums of a program
 OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
@@ -87,18 +91,22 @@ def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
     for kernel in KERNELS:
         found = config_of(kernel, problem, x.device, weight_gate.dtype)
         lines.append(f"{kernel}: {found.config} ({found.source})")
-    return (*lines, "gradients of the weights: torch.mm in chunks of rows")
+    return tuple(lines)
 
 
-def chunks(rows: int, bytes_per_row: int, x_bytes: int) -> Iterator[slice]:
+def chunks(rows: int, bytes_per_row: int, x_bytes: int, wave: int = 1) -> Iterator[slice]:
     """Rows in chunks of about one size, whose scratch memory is within bounds.
 
     Args:
         bytes_per_row: of scratch memory.
         x_bytes: the size of x, which the scratch memory may have where that is more.
+        wave: rows that a GPU takes at a time; chunks are multiples of it where one is within
+            the bounds, so that no multiprocessor is idle while a chunk ends.
     """
-    most = max(CHUNK_STEP, max(SCRATCH_BYTES, x_bytes) // max(bytes_per_row, 1))
-    step = CHUNK_STEP * cdiv(cdiv(rows, cdiv(rows, most)), CHUNK_STEP)
+    most = max(SCRATCH_BYTES, x_bytes) // max(bytes_per_row, 1)
+    unit = CHUNK_STEP if most < wave else CHUNK_STEP * cdiv(wave, CHUNK_STEP)
+    most = max(1, most // unit) * unit
+    step = unit * cdiv(cdiv(rows, cdiv(rows, most)), unit)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -115,33 +123,89 @@ def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -
         return launcher(x, norm_weight, norm_bias, gate, value, out, y, stats)
 
 
-def launch_grad_rows(
-    x, norm_weight, norm_bias, gate, value, out, stats, grad,
-    grad_x, want_sums, normalised, hidden,
-) -> tuple[Any, torch.Tensor | None]:  # fmt: skip
-    """Fill ``grad_x``, ``normalised`` and ``hidden`` where they are not None.
+class RowsPlan(NamedTuple):
+    """How the kernel by rows takes the rows of a call; the same in all of its chunks."""
 
-    Returns what Triton compiled, and sums ``[programs, 2, C]`` for the norm's weight and bias
-    where they are wanted.
-    """
-    problem = Problem.of(x, gate)
-    config = config_of(GRAD_ROWS, problem, x.device, gate.dtype).config
-    sums = None
-    if want_sums:
-        programs = cdiv(problem.rows, _fitted(config, problem)["BLOCK_M"])
-        sums = x.new_empty((programs, 2, problem.channels), dtype=torch.float32)
+    config: Config
+    block: int  # rows of a program
+    wave: int  # rows that the GPU takes at a time
+
+    @classmethod
+    def of(cls, problem: Problem, device: torch.device, dtype: torch.dtype) -> RowsPlan:
+        """The plan for all rows of a call."""
+        config = config_of(GRAD_ROWS, problem, device, dtype).config
+        block = _fitted(config, problem)["BLOCK_M"]
+        return cls(config, block, AT_A_TIME * multiprocessors(device) * block)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """What the programs leave for the norm's weight and bias: ``[programs, 2, C]``."""
+        return x.new_empty((cdiv(x.shape[0], self.block), 2, x.shape[1]), dtype=torch.float32)
+
+
+class WeightsPlan(NamedTuple):
+    """How the gradients of the weights are shared out among programs."""
+
+    config: Config
+    splits: int  # of the rows of a chunk
+
+    @classmethod
+    def of(
+        cls, problem: Problem, longest: int, device: torch.device, dtype: torch.dtype
+    ) -> WeightsPlan:
+        """The plan for a call; its longest chunk has ``longest`` rows."""
+        config = config_of(GRAD_WEIGHTS, problem, device, dtype).config
+        blocks = _fitted(config, problem)
+        tiles = _tiles(problem.hidden, blocks["BLOCK_U"])
+        programs = blocks["WAVES"] * multiprocessors(device)
+        return cls(config, max(1, min(programs // tiles, cdiv(longest, blocks["BLOCK_K"]))))
+
+    def partial(self, gate: torch.Tensor) -> torch.Tensor:
+        """Where the splits add up their shares: fp32 ``[splits, 3 H, C]``."""
+        hidden, channels = gate.shape
+        return gate.new_empty((self.splits, 3 * hidden, channels), dtype=torch.float32)
+
+
+def launch_grad_rows(
+    plan: RowsPlan, x, norm_weight, norm_bias, gate, value, out, stats, grad,
+    grad_x, sums, normalised, hidden,
+) -> Any:  # fmt: skip
+    """Fill ``grad_x``, ``sums``, ``normalised`` and ``hidden`` where they are not None."""
     launcher = _grad_rows(
-        grad_rows_kernel, config, problem, x.device,
-        layout(stats), want_sums, hidden is not None,
+        grad_rows_kernel, plan.config, Problem.of(x, gate), x.device,
+        layout(stats), layout(sums), hidden is not None,
         layout(x), layout(norm_weight), layout(norm_bias),
         layout(gate), layout(value), layout(out), layout(grad), layout(grad_x),
     )  # fmt: skip
     with on(x.device):
-        compiled = launcher(
+        return launcher(
             x, norm_weight, norm_bias, gate, value, out, stats, grad,
             grad_x, sums, normalised, hidden,
         )  # fmt: skip
-    return compiled, sums
+
+
+def launch_grad_weights(plan: WeightsPlan, hidden, normalised, grad, partial, first: bool) -> Any:
+    """Fill ``partial``, or add to it where this is not the ``first`` chunk of rows."""
+    rows, width = hidden.shape
+    problem = Problem(rows, normalised.shape[1], width // 3)
+    launcher = _grad_weights(
+        grad_weights_kernel, plan, problem, hidden.device, first,
+        layout(hidden), layout(normalised), layout(grad),
+    )  # fmt: skip
+    with on(hidden.device):
+        return launcher(hidden, normalised, grad, partial)
+
+
+def launch_reduce(problem: Problem, partial, sums, gate, value, out, norm_weight, norm_bias) -> Any:
+    """Fill the gradients that are not None from what the other two kernels left."""
+    found = (gate, value, out, norm_weight, norm_bias)
+    device = next(tensor.device for tensor in (partial, sums) if tensor is not None)
+    launcher = _reduce(
+        reduce_gradients_kernel, problem, device,
+        0 if partial is None else partial.shape[0], 0 if sums is None else sums.shape[0],
+        *(None if tensor is None else tensor.dtype for tensor in found),
+    )  # fmt: skip
+    with on(device):
+        return launcher(partial, sums, *found)
 
 
 def launch_norm_forward(x, weight, bias, normalised, stats, eps) -> Any:
@@ -157,7 +221,11 @@ def launch_norm_forward(x, weight, bias, normalised, stats, eps) -> Any:
 def launch_norm_backward(
     grad, x, weight, stats, grad_x, want_sums
 ) -> tuple[Any, torch.Tensor | None]:
-    """Fill ``grad_x`` where it is not None; returns as :func:`launch_grad_rows` does."""
+    """Fill ``grad_x`` where it is not None.
+
+    Returns what Triton compiled, and sums ``[programs, 2, C]`` for the norm's weight and bias
+    where they are wanted.
+    """
     rows, channels = x.shape
     sums = None
     if want_sums:
@@ -193,15 +261,53 @@ def _forward(
 @lru_cache(maxsize=4096)
 def _grad_rows(
     kernel: Any, config: Config, problem: Problem, device: torch.device,
-    stats: Layout | None, sums: bool, hidden: bool,
+    stats: Layout | None, sums: Layout | None, hidden: bool,
     x: Layout, norm_weight: Layout | None, norm_bias: Layout | None,
     gate: Layout, value: Layout, out: Layout, grad: Layout, grad_x: Layout | None,
 ) -> Launcher:  # fmt: skip
     constants = _constants(config, problem, stats is not None, norm_weight, norm_bias)
-    stored = {"STORE_X": grad_x is not None, "STORE_SUMS": sums, "STORE_HIDDEN": hidden}
+    stored = {
+        "STORE_X": grad_x is not None,
+        "STORE_SUMS": sums is not None,
+        "STORE_HIDDEN": hidden,
+    }
     programs = cdiv(problem.rows, constants["BLOCK_M"])
     numbers = (x[0][0], grad[0][0], stats[0][0] if stats else 0, *problem)
     return Launcher(kernel, programs, numbers, {**constants, **stored}, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _grad_weights(
+    kernel: Any, plan: WeightsPlan, problem: Problem, device: torch.device, first: bool,
+    hidden: Layout, normalised: Layout, grad: Layout,
+) -> Launcher:  # fmt: skip
+    blocks = _fitted(plan.config, problem)
+    del blocks["WAVES"]
+    block_c = padded_width(problem.channels)
+    constants = {
+        "FIRST": first,
+        "EVEN_M": problem.rows % blocks["BLOCK_K"] == 0,
+        "EVEN_U": problem.hidden % blocks["BLOCK_U"] == 0,
+        "EVEN_C": problem.channels == block_c,
+        "BLOCK_C": block_c,
+        **blocks,
+    }
+    per_split = blocks["BLOCK_K"] * cdiv(problem.rows, blocks["BLOCK_K"] * plan.splits)
+    numbers = (normalised[0][0], grad[0][0], *problem, per_split)
+    programs = plan.splits * _tiles(problem.hidden, blocks["BLOCK_U"])
+    return Launcher(kernel, programs, numbers, constants, plan.config.options)
+
+
+@lru_cache(maxsize=4096)
+def _reduce(
+    kernel: Any, problem: Problem, device: torch.device, splits: int, programs: int,
+    *dtypes: torch.dtype | None,
+) -> Launcher:  # fmt: skip
+    constants = {**REDUCED, "BLOCK_C": padded_width(problem.channels)}
+    of_weights = cdiv(3 * problem.hidden, constants["BLOCK_U"]) if splits else 0
+    of_sums = cdiv(2 * problem.channels, constants["BLOCK_S"]) if programs else 0
+    numbers = (splits, programs, problem.channels, problem.hidden)
+    return Launcher(kernel, of_weights + of_sums, numbers, constants, OPTIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -263,10 +369,16 @@ def _repeats(channels: int) -> int:
     return NORM_ROWS // _norm_blocks(channels)["BLOCK_M"]
 
 
+def _tiles(hidden: int, block: int) -> int:
+    """Blocks of hidden columns: those of gate's and value's gradients, and of the activation."""
+    return cdiv(2 * hidden, block) + cdiv(hidden, block)
+
+
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:
     """The block sizes of a table, no larger than the problem."""
-    sizes = {"BLOCK_M": problem.rows, "BLOCK_H": problem.hidden}
-    return {name: min(size, padded_width(sizes[name])) for name, size in config.blocks.items()}
+    rows, units = padded_width(problem.rows), padded_width(problem.hidden)
+    most = {"BLOCK_M": rows, "BLOCK_K": rows, "BLOCK_H": units, "BLOCK_U": units}
+    return {name: min(size, most.get(name, size)) for name, size in config.blocks.items()}
 
 
 def _constants(

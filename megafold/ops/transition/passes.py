@@ -79,68 +79,118 @@ def backward(
     arguments = (x, norm_weight, norm_bias, gate, value, out)
     if not problem.rows or not problem.hidden:
         return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
-    for_x, for_weight, for_bias, *for_products = asked
-    grad_x = _empty(x) if for_x else None
-    totals: list[torch.Tensor | None] = [None, None, None]
-    sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
-    one_chunk = _fused_chunk if launch.fused(problem.channels, gate.dtype) else _products_chunk
-    flat_x, flat_grad = _by_rows(x), _by_rows(grad)
+    grad_x = _empty(x) if asked[0] else None
     flat_grad_x = None if grad_x is None else _by_rows(grad_x)
     parameters = _contiguous(norm_weight, norm_bias, gate, value, out)
-    per_row = 2 * problem.channels + 3 * problem.hidden
-    if one_chunk is _fused_chunk and not any(for_products):
-        per_row = 0  # nothing is written but the result
+    plan = _fused_backward if launch.fused(problem.channels, gate.dtype) else _products_backward
+    of_parameters = plan(
+        _by_rows(x),
+        parameters,
+        stats if eps is not None else None,
+        eps,
+        _by_rows(grad),
+        flat_grad_x,
+        asked[1:],
+    )
+    found = zip(arguments, (grad_x, *of_parameters), asked, strict=True)
+    return [_as(gradient, of.dtype) for of, gradient, one in found if one]
+
+
+Parameters = Sequence[torch.Tensor | None]  # the norm's weight and bias; of gate, value and output
+
+
+def _fused_backward(
+    x: torch.Tensor,
+    parameters: Parameters,
+    stats: torch.Tensor | None,
+    eps: float | None,
+    grad: torch.Tensor,
+    grad_x: torch.Tensor | None,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """By kernels alone: fill ``grad_x``; the gradients of the parameters that are asked for."""
+    _, _, gate, _, _ = parameters
+    problem, size = Problem.of(x, gate), gate.element_size()
+    by_rows = launch.RowsPlan.of(problem, x.device, gate.dtype)
+    normalised = hidden = partial = None
+    of_weights = any(asked[2:])
+    # Without gradients of weights nothing is written but the results.
+    per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
+    parts = list(launch.chunks(problem.rows, per_row, x.numel() * size, by_rows.wave))
+    sums = by_rows.sums(x) if any(asked[:2]) else None
+    if of_weights:  # what is hidden of a chunk; each takes the place of the one before
+        longest = parts[0].stop
+        by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
+        partial = by_units.partial(gate)
+        hidden = gate.new_empty((longest, 3 * problem.hidden))
+        if stats is not None:
+            normalised = gate.new_empty((longest, problem.channels))
+    for rows in parts:
+        here = slice(0, rows.stop - rows.start)
+        of_x, of_grad, of_grad_x = (_part(t, rows) for t in (x, grad, grad_x))
+        of_hidden, of_normalised = _part(hidden, here), _part(normalised, here)
+        of_stats = stats if of_x is x or stats is None else stats[:, rows]
+        of_sums = sums if of_x is x or sums is None else sums[rows.start // by_rows.block :]
+        launch.launch_grad_rows(
+            by_rows, of_x, *parameters, of_stats, of_grad, of_grad_x, of_sums, of_normalised,
+            of_hidden,
+        )  # fmt: skip
+        if of_weights:
+            right = of_x.to(gate.dtype) if of_normalised is None else of_normalised
+            first = rows.start == 0
+            launch.launch_grad_weights(by_units, of_hidden, right, of_grad, partial, first)
+    found = [_empty(p) if one else None for p, one in zip(parameters, asked, strict=True)]
+    if partial is not None or sums is not None:
+        of_weight, of_bias, *of_products = found
+        launch.launch_reduce(problem, partial, sums, *of_products, of_weight, of_bias)
+    return found
+
+
+Hidden = Sequence[torch.Tensor]  # the activation and the gradients of gate and value, [rows, H]
+
+
+def _products_backward(
+    x: torch.Tensor,
+    parameters: Parameters,
+    stats: torch.Tensor | None,
+    eps: float | None,
+    grad: torch.Tensor,
+    grad_x: torch.Tensor | None,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """By the library's products: what :func:`_fused_backward` does."""
+    norm_weight, _, gate, _, _ = parameters
+    problem = Problem.of(x, gate)
+    for_weight, for_bias, *for_products = asked
+    totals: list[torch.Tensor | None] = [None, None, None]
+    sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
     with _as_given(x.device):
-        for rows in _chunks(flat_x, gate, per_row):
-            of_x, of_grad = _part(flat_x, rows), _part(flat_grad, rows)
-            of_stats = None
-            if eps is not None:
-                of_stats = stats if of_x is flat_x else stats[:, rows]
-            normalised, hidden, of_chunk = one_chunk(
+        for rows in _chunks(x, gate, 2 * problem.channels + 3 * problem.hidden):
+            of_x, of_grad = _part(x, rows), _part(grad, rows)
+            normalised, hidden, of_chunk = _products_chunk(
                 of_x,
                 parameters,
-                of_stats,
+                stats if of_x is x or stats is None else stats[:, rows],
                 eps,
                 of_grad,
-                None if flat_grad_x is None else _part(flat_grad_x, rows),
+                _part(grad_x, rows),
                 for_weight or for_bias,
-                any(for_products),
             )
             if of_chunk is not None:
                 of_chunk = of_chunk.sum(dim=0)
                 sums = of_chunk if sums is None else sums.add_(of_chunk)
-            if hidden is not None:
+            if any(for_products):
                 totals = _plus_products(totals, for_products, normalised, of_grad, hidden)
             del normalised, hidden  # before the next chunk's are made
     of_norm = (None, None)
     if sums is not None:  # results of an operator share no memory
         dtype = x.dtype if norm_weight is None else norm_weight.dtype
         of_norm = (sums[0].to(dtype, copy=True), sums[1].to(dtype, copy=True))
-    found = zip(arguments, (grad_x, *of_norm, *totals), asked, strict=True)
-    return [_as(gradient, of.dtype) for of, gradient, one in found if one]
-
-
-Hidden = Sequence[torch.Tensor]  # the activation and the gradients of gate and value, [rows, H]
-
-
-def _fused_chunk(
-    x, parameters, stats, eps, grad, grad_x, want_sums, want_hidden
-) -> tuple[torch.Tensor | None, Hidden | None, torch.Tensor | None]:
-    """By the fused kernel: what :func:`_products_chunk` gives, where it is wanted."""
-    normalised = hidden = None
-    dtype, units = parameters[2].dtype, parameters[2].shape[0]
-    if want_hidden:
-        normalised = _normalised(x, dtype, stats is not None)
-        hidden = torch.empty((3, x.shape[0], units), dtype=dtype, device=x.device)
-    written = None if stats is None else normalised
-    _, sums = launch.launch_grad_rows(
-        x, *parameters, stats, grad, grad_x, want_sums, written, hidden
-    )
-    return normalised, None if hidden is None else hidden.unbind(), sums
+    return [*of_norm, *totals]
 
 
 def _products_chunk(
-    x, parameters, stats, eps, grad, grad_x, want_sums, want_hidden
+    x, parameters, stats, eps, grad, grad_x, want_sums
 ) -> tuple[torch.Tensor, Hidden, torch.Tensor | None]:
     """Fill ``grad_x`` for a chunk of rows, by products.
 
@@ -197,8 +247,10 @@ def _by_rows(x: torch.Tensor) -> torch.Tensor:
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 
-def _part(flat: torch.Tensor, rows: slice) -> torch.Tensor:
+def _part(flat: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
     """A chunk of rows; the tensor itself where that is all of them."""
+    if flat is None:
+        return None
     return flat if rows.stop - rows.start == flat.shape[0] else flat[rows]
 
 

@@ -36,7 +36,7 @@ def variants() -> list[KernelVariant]:
                 key = " ".join(f"{name}{size}" for name, size in entry.sizes.items())
                 name = f"{entry.kernel} bfloat16 {key} {devices[0]}"
                 found.append(replace(variant(entry), name=name, devices=tuple(devices)))
-    return [*found, *(v for sizes in WIDE for v in _between_products(*sizes))]
+    return [*found, *_reduction(), *(v for sizes in WIDE for v in _between_products(*sizes))]
 
 
 def variant(entry: Entry) -> KernelVariant:
@@ -47,20 +47,36 @@ def variant(entry: Entry) -> KernelVariant:
     parameters = (_empty(channels), _empty(channels))
     weights = (_empty(hidden, channels), _empty(hidden, channels), _empty(channels, hidden))
     stats = _empty(2, rows, dtype=torch.float32)
-    activations = _empty(3, rows, hidden)
+    grad_hidden = _empty(rows, 3 * hidden)
+    problem, of = launch.Problem(rows, channels, hidden), (x.device, x.dtype)
 
     def call() -> None:
         if entry.kernel == launch.FORWARD:
             launch.launch_forward(x, *parameters, *weights, y, stats, 1e-5)
+        elif entry.kernel == launch.GRAD_ROWS:
+            plan = launch.RowsPlan.of(problem, *of)
+            written = (x, plan.sums(x), normalised, grad_hidden)
+            launch.launch_grad_rows(plan, x, *parameters, *weights, stats, y, *written)
         else:
-            launch.launch_grad_rows(
-                x, *parameters, *weights, stats, y, x, True, normalised, activations
-            )
+            plan = launch.WeightsPlan.of(problem, rows, *of)
+            partial = plan.partial(weights[0])
+            # The second chunk: a first one only adds nothing.
+            launch.launch_grad_weights(plan, grad_hidden, normalised, y, partial, False)
 
     config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
     with use_config(entry.kernel, config):
         (found,) = recorded(call)
     return found
+
+
+def _reduction() -> list[KernelVariant]:
+    channels, hidden = WIDTHS[-1], 4 * WIDTHS[-1]
+    found = [_empty(n) for n in (channels, channels)]
+    found = [*(_empty(hidden, channels) for _ in range(2)), _empty(channels, hidden), *found]
+    partial = _empty(11, 3 * hidden, channels, dtype=torch.float32)
+    sums = _empty(ROWS // 64, 2, channels, dtype=torch.float32)
+    problem = launch.Problem(ROWS, channels, hidden)
+    return recorded(lambda: launch.launch_reduce(problem, partial, sums, *found), "bfloat16")
 
 
 def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[KernelVariant]:
