@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ LOSSES = {
     "pae": "confidence: PAE",
 }
 _COLORS = (theme.INK, *theme.PALETTE)
+_LEAST_LOSS = 0.01  # drawn; below it, as of atoms that are all resolved, nothing is left to see
 
 
 class StepLike(Protocol):
@@ -89,8 +91,10 @@ def loss_curve(history: Sequence[StepLike], *, window: int = 25, source: str = "
     figure.update_layout(
         title="Training loss",
         xaxis_title_text="step",
-        yaxis={"title": {"text": "loss"}, "type": "log", "dtick": 1, "minor": {"dtick": "D1"}},
-    )
+        yaxis={"title": {"text": "loss"}, "type": "log", "dtick": 1, "minor": {"dtick": "D1"},
+               "autorangeoptions": {"minallowed": math.log10(_LEAST_LOSS)}},
+        legend={"orientation": "v", "x": 1.02, "y": 1.0, "xanchor": "left", "yanchor": "top"},
+    )  # fmt: skip
     return theme.caption(figure, _lines(f"Running median over {window} steps.", source))
 
 
