@@ -36,7 +36,7 @@ def test_every_width(channels, dtype):
 
 
 @each_half
-@pytest.mark.parametrize("outs", [1, 3, 16, 37, 65])
+@pytest.mark.parametrize("outs", [1, 3, 16, 37, 65, 129])
 def test_any_number_of_outputs(outs, dtype):
     assert_shape_accurate(OP, f"M35 C24 O{outs}", dtype)
 
@@ -196,16 +196,40 @@ def test_forward_block_sizes_change_no_more_than_rounding(channels, block_m, blo
 
 
 @each_half
-@pytest.mark.parametrize("waves", [1, 2, 4])
-@pytest.mark.parametrize("block_o", [16, 64])
-def test_rows_are_shared_out_in_any_way(block_o, waves, dtype):
-    """Groups of rows and slices of outputs, where neither number divides the other's."""
+@pytest.mark.parametrize("shared", [0, 1])
+@pytest.mark.parametrize(("block_m", "waves"), [(16, 1), (16, 4), (64, 2)])
+def test_rows_are_shared_out_in_any_way(block_m, waves, shared, dtype):
     case, inputs, grad = drawn("M150 C24 O40", dtype)
-    with with_blocks(launch.BACKWARD, BLOCK_M=16, BLOCK_O=block_o, WAVES=waves):
+    with with_blocks(launch.BACKWARD, BLOCK_M=block_m, WAVES=waves, SHARED=shared):
         assert_kernels_accurate(case, inputs, grad)
 
 
-@pytest.mark.parametrize("shape", ["M70 C24 O40", "M40 C200 O24"])
+@each_half
+@pytest.mark.parametrize("shared", [0, 1])
+@pytest.mark.parametrize(("block_o", "waves"), [(64, 1), (64, 9), (256, 2)])
+def test_many_outputs_are_shared_out_in_any_way(block_o, waves, shared, dtype):
+    """Groups of rows and slices of outputs, where neither number divides the other's."""
+    case, inputs, grad = drawn("M150 C24 O140", dtype)
+    with (
+        with_blocks(launch.GRAD_X, BLOCK_M=16, BLOCK_O=block_o // 2, WAVES=waves),
+        with_blocks(launch.PRODUCT, BLOCK_M=16, BLOCK_O=block_o, WAVES=waves, SHARED=shared),
+    ):
+        assert_kernels_accurate(case, inputs, grad)
+
+
+@each_half
+@pytest.mark.parametrize("outs", [24, 140])
+def test_rows_that_lie_far_apart_are_copied(outs, dtype, monkeypatch):
+    case, inputs, grad = drawn(f"M40 C24 O{outs}", dtype)
+    wide = {**inputs, "x": torch.cat([inputs["x"]] * 9, dim=1)[:, :24]}
+    expected = results_of(case, inputs, grad)
+    monkeypatch.setattr(launch, "FAR", 200)
+    assert launch.near_rows(wide["x"]).stride(0) == 24
+    for name, value in results_of(case, wide, grad).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("shape", ["M70 C24 O40", "M70 C24 O140", "M40 C200 O24"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_gradients_that_are_not_asked_for_change_no_other(shape, dtype):
     case, inputs, grad = drawn(shape, dtype)
@@ -231,8 +255,9 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch):
 
 
 @each_dtype
-def test_the_same_input_gives_the_same_bits(dtype):
-    case, inputs, grad = drawn("M150 C24 O40", dtype)
+@pytest.mark.parametrize("outs", [40, 140])
+def test_the_same_input_gives_the_same_bits(outs, dtype):
+    case, inputs, grad = drawn(f"M150 C24 O{outs}", dtype)
     first, second = results_of(case, inputs, grad), results_of(case, inputs, grad)
     assert all(torch.equal(second[name], value) for name, value in first.items())
 

@@ -40,7 +40,13 @@ def test_every_kernel_with_a_table_ships():
 def test_a_call_launches_what_its_dtype_and_width_ask_for():
     fused = ["layer_norm_linear.forward", "layer_norm_linear.backward", "layer_norm_linear.finish"]
     products = ["layer_norm.normalise", "layer_norm.gradient"]
-    assert kernels(of_linear.variants_of(64, 128, 32, HALF)) == fused
+    assert kernels(of_linear.variants_of(64, 128, 128, HALF)) == fused
+    assert kernels(of_linear.variants_of(64, 128, 129, HALF)) == [
+        linear.FORWARD,
+        linear.GRAD_X,
+        linear.PRODUCT,
+        fused[-1],
+    ]
     assert kernels(of_linear.variants_of(64, 129, 32, HALF)) == [
         products[0],
         *products,
@@ -50,11 +56,11 @@ def test_a_call_launches_what_its_dtype_and_width_ask_for():
 
 def test_the_configuration_is_that_in_force():
     wanted = ops.Config({"BLOCK_M": 16, "BLOCK_O": 32, "WAVES": 1}, 8, 3, max_registers=96)
-    with ops.use_config(linear.BACKWARD, wanted):
+    with ops.use_config(linear.GRAD_X, wanted):
         (made,) = (
             variant
-            for variant in of_linear.variants_of(4096, 128, 32, HALF)
-            if variant.name.startswith(linear.BACKWARD)
+            for variant in of_linear.variants_of(4096, 128, 256, HALF)
+            if variant.name.startswith(linear.GRAD_X)
         )
     assert (made.constants["BLOCK_M"], made.constants["BLOCK_O"]) == (16, 32)
     assert (made.num_warps, made.num_stages, made.max_registers) == (8, 3, 96)

@@ -11,7 +11,16 @@ def candidates(kernel: str, bits: int) -> Candidates | None:
     if kernel == launch.FORWARD:
         return Candidates({"BLOCK_M": (32, 64, 128), "BLOCK_O": (32, 64, 128)})
     if kernel == launch.BACKWARD:
+        return Candidates({"BLOCK_M": (16, 32, 64), "WAVES": (1, 2, 4), "SHARED": (0, 1)})
+    if kernel == launch.GRAD_X:
+        return Candidates({"BLOCK_M": (32, 64, 128), "BLOCK_O": (32, 64, 128), "WAVES": (1, 2)})
+    if kernel == launch.PRODUCT:
         return Candidates(
-            {"BLOCK_M": (16, 32, 64), "BLOCK_O": (32, 64, 128), "WAVES": (1, 2, 4)}
-        )  # fmt: skip
+            {
+                "BLOCK_M": (32, 64, 128),
+                "BLOCK_O": (64, 128, 256),
+                "WAVES": (1, 2),
+                "SHARED": (0, 1),
+            }
+        )
     return None

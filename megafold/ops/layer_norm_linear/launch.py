@@ -25,13 +25,21 @@ from megafold.ops.layer_norm.launch import (
     padded,
 )
 from megafold.ops.layer_norm.launch import config_of as config_of_rows
-from megafold.ops.layer_norm_linear.kernels import backward_kernel, finish_kernel, forward_kernel
+from megafold.ops.layer_norm_linear.kernels import (
+    backward_kernel,
+    finish_kernel,
+    forward_kernel,
+    grad_x_kernel,
+    product_kernel,
+)
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "layer_norm_linear.forward"
 BACKWARD = "layer_norm_linear.backward"
-KERNELS = (FORWARD, BACKWARD)
+GRAD_X = "layer_norm_linear.grad_x"
+PRODUCT = "layer_norm_linear.product"
+KERNELS = (FORWARD, BACKWARD, GRAD_X, PRODUCT)
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -39,9 +47,14 @@ SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 # Channels of which one program holds whole rows, and the weight's gradient. A forward kernel
 # that walked over wider rows took 2.6 times as long as PyTorch (docs/layer_norm_linear.md).
 WIDEST_FUSED = 128
-FILL = 2  # programs per multiprocessor below which rows are shared out among several
+WIDEST_HELD = 128  # outputs of which one program sums for the weight and takes the gradient of x
+# Outputs of a tile that is summed over rows: Hopper's tensor cores multiply 64 rows at least, and
+# those that multiply fewer keep the other operand in the registers of every warp.
+LEAST_SUMMED = 64
+FILL = 2  # programs per multiprocessor that the forward pass is shared out among
 # Of the kernel that adds up: small tiles, for there are few, and many groups at a time.
-FINISH = {"BLOCK_G": 32, "BLOCK_O": 4, "BLOCK_C": 32}
+FINISH = {"BLOCK_G": 128, "BLOCK_C": 32}
+FAR = 2**23  # numbers between rows, from which on offsets within a tile leave 32 bits
 
 
 class Problem(NamedTuple):
@@ -54,7 +67,19 @@ class Problem(NamedTuple):
 
 def is_fused(weight: torch.Tensor) -> bool:
     """Whether both passes multiply in kernels of their own, rather than through torch."""
-    return weight.dtype in HALVES and weight.shape[1] <= WIDEST_FUSED
+    outs, channels = weight.shape
+    return weight.dtype in HALVES and channels <= WIDEST_FUSED and outs < FAR
+
+
+def is_held(problem: Problem) -> bool:
+    """Whether one kernel of the backward pass does for x and for the parameters."""
+    return problem.outs <= WIDEST_HELD
+
+
+def near_rows(x: torch.Tensor) -> torch.Tensor:
+    """``as_rows``, copied where rows lie too far apart for the kernels."""
+    flat = as_rows(x)
+    return flat if flat.stride(0) < FAR else flat.contiguous()
 
 
 def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
@@ -68,7 +93,8 @@ def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     rows = x.numel() // x.shape[-1]
     problem = Problem(rows, *reversed(weight.shape))
     if is_fused(weight):
-        found = {kernel: config_of(kernel, problem, weight) for kernel in KERNELS}
+        names = (FORWARD, BACKWARD) if is_held(problem) else (FORWARD, GRAD_X, PRODUCT)
+        found = {kernel: config_of(kernel, problem, weight) for kernel in names}
     else:
         found = {k: config_of_rows(k, x, rows, problem.channels) for k in (NORMALISE, GRADIENT)}
     lines = (f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items())
@@ -96,7 +122,7 @@ def forward(
     shape = (*x.shape[:-1], outs)
     if not stats.numel() or not outs:
         return torch.empty(shape, dtype=weight.dtype, device=x.device), stats
-    flat, weight = as_rows(x), as_rows(weight)
+    flat, weight = near_rows(x), near_rows(weight)
     norm_weight, norm_bias, bias = packed(norm_weight), packed(norm_bias), packed(bias)
     if is_fused(weight):
         out = torch.empty(shape, dtype=weight.dtype, device=x.device)
@@ -127,7 +153,7 @@ def backward(
         ]
     norms = packed(norm_weight), packed(norm_bias)
     run = _fused_backward if is_fused(weight) else _backward_by_products
-    found = run(as_rows(grad), as_rows(x), *norms, as_rows(weight), stats, tuple(asked))
+    found = run(near_rows(grad), near_rows(x), *norms, near_rows(weight), stats, tuple(asked))
     return [
         as_operand(value, t) for t, value, one in zip(operands, found, asked, strict=True) if one
     ]
@@ -137,32 +163,47 @@ Gradients = tuple[torch.Tensor | None, ...]
 
 
 def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
-    """One kernel for x and sums over rows, and one for the parameters."""
+    """One kernel or two for x and sums over rows, and one for the parameters."""
     for_x, for_norm_weight, for_norm_bias, for_weight, for_bias = asked
     outs, channels = weight.shape
     problem = Problem(x.shape[0], channels, outs)
+    kernel = BACKWARD if is_held(problem) else PRODUCT
+    plan = _plan(problem, config_of(kernel, problem, weight).config, x.device)
     for_norms = for_norm_weight or for_norm_bias
     totals = for_norm_bias or for_bias or (for_weight and norm_bias is not None)
-    plan = _plan(problem, config_of(BACKWARD, problem, weight).config, x.device)
 
-    def empty(wanted: bool, *shape: int, like: torch.Tensor | None = None) -> torch.Tensor | None:
-        dtype = torch.float32 if like is None else like.dtype
-        return torch.empty(shape, dtype=dtype, device=x.device) if wanted else None
+    def sums(wanted: bool, *shape: int) -> torch.Tensor | None:
+        return torch.empty(shape, dtype=torch.float32, device=x.device) if wanted else None
 
-    grad_x = empty(for_x, *x.shape, like=x)
-    products = empty(for_norms or for_weight or for_bias, plan.groups, outs, channels)
-    sums = empty(totals, plan.groups, outs)
-    launch_backward(grad, x, norm_weight, weight, stats, grad_x, products, sums)
+    def of(wanted: bool, operand: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
+        if not wanted or operand is None:
+            return None
+        return torch.empty(shape, dtype=operand.dtype, device=x.device)
+
+    grad_x = of(for_x, x, *x.shape)
+    parts = (
+        sums(for_norms or for_weight or for_bias, plan.groups, outs, channels),
+        sums(totals, plan.groups, outs),
+        sums(for_norms, 2, plan.groups * plan.slices, channels),
+    )
+    products = parts[0]
+    if kernel == BACKWARD:
+        launch_backward(grad, x, norm_weight, weight, stats, grad_x, *parts)
+    else:
+        if grad_x is not None:
+            launch_grad_x(grad, x, norm_weight, weight, stats, grad_x)
+        if products is not None:
+            launch_product(grad, x, weight, stats, *parts)
     if products is None:
         return grad_x, None, None, None, None
-    grad_weight = empty(for_weight, outs, channels, like=weight)
-    grad_bias = empty(for_bias, outs, like=weight)
-    of_norms = empty(for_norms, 2, cdiv(outs, FINISH["BLOCK_O"]), channels)
-    launch_finish(
-        products, sums, norm_weight, norm_bias, weight, grad_weight, grad_bias, of_norms
-    )  # fmt: skip
-    of_norm_weight, of_norm_bias = (None, None) if of_norms is None else of_norms.sum(dim=1)
-    return grad_x, of_norm_weight, of_norm_bias, grad_weight, grad_bias
+    found = (
+        of(for_weight, weight, outs, channels),
+        of(for_bias, weight, outs),
+        of(for_norm_weight, norm_weight, channels),
+        of(for_norm_bias, norm_bias, channels),
+    )
+    launch_finish(*parts, norm_weight, norm_bias, *found)
+    return grad_x, found[2], found[3], found[0], found[1]
 
 
 def _backward_by_products(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
@@ -195,50 +236,68 @@ def launch_forward(x, norm_weight, norm_bias, weight, bias, out, stats, eps) -> 
         return launcher(x, norm_weight, norm_bias, weight, bias, out, stats)
 
 
-def launch_backward(grad, x, norm_weight, weight, stats, grad_x, products, totals) -> Any:
-    """Fill ``grad_x``, ``products`` and ``totals`` where they are not None."""
+def launch_backward(grad, x, norm_weight, weight, stats, grad_x, products, totals, norms) -> Any:
+    """Fill ``grad_x``, ``products``, ``totals`` and ``norms`` where they are not None."""
+    tensors = (grad, x, norm_weight, weight, stats, grad_x, products, totals, norms)
+    return _launch_rows(backward_kernel, BACKWARD, tensors, x, weight)
+
+
+def launch_grad_x(grad, x, norm_weight, weight, stats, grad_x) -> Any:
+    """Fill ``grad_x``."""
+    return _launch_rows(
+        grad_x_kernel, GRAD_X, (grad, x, norm_weight, weight, stats, grad_x), x, weight
+    )
+
+
+def launch_product(grad, x, weight, stats, products, totals, norms) -> Any:
+    """Fill ``products``, and ``totals`` and ``norms`` where they are not None."""
+    return _launch_rows(
+        product_kernel, PRODUCT, (grad, x, weight, stats, products, totals, norms), x, weight
+    )
+
+
+def _launch_rows(kernel, name: str, tensors, x: torch.Tensor, weight: torch.Tensor) -> Any:
+    """Launch a kernel of the backward pass, whose programs walk over groups of rows."""
     problem = Problem(*x.shape, weight.shape[0])
-    config = config_of(BACKWARD, problem, weight).config
-    launcher = _backward(
-        backward_kernel, config, problem, x.device,
-        tuple(t is not None for t in (grad_x, products, totals)),
-        layout(grad), layout(x), layout(norm_weight), layout(weight),
+    config = config_of(name, problem, weight).config
+    launcher = _rows(
+        kernel, name, config, problem, x.device, tensors[0].stride(0), x.stride(0),
+        weight.stride(0), tuple(layout(t) for t in tensors),
     )  # fmt: skip
     with on(x.device):
-        return launcher(grad, x, norm_weight, weight, stats, grad_x, products, totals)
+        return launcher(*tensors)
 
 
-def launch_finish(
-    products, totals, norm_weight, norm_bias, weight, grad_weight, grad_bias, of_norms
-) -> Any:
-    """Fill the last three, where they are not None, from the sums of ``launch_backward``."""
-    outputs = (grad_weight, grad_bias, of_norms)
+def launch_finish(products, totals, norms, norm_weight, norm_bias, *found) -> Any:
+    """Fill the gradients ``found`` of weight, bias and the norm's two, where they are not None."""
+    tensors = (products, totals, norms, norm_weight, norm_bias, *found)
     launcher = _finish(
-        finish_kernel, tuple(products.shape), products.device, totals is not None,
-        layout(norm_weight), layout(norm_bias), layout(weight),
-        tuple(t is not None for t in outputs),
+        finish_kernel, tuple(products.shape), 0 if norms is None else norms.shape[1],
+        products.device, tuple(layout(t) for t in tensors),
     )  # fmt: skip
     with on(products.device):
-        return launcher(products, totals, norm_weight, norm_bias, weight, *outputs)
+        return launcher(*tensors)
 
 
 class Plan(NamedTuple):
-    """How the backward kernel shares out its work."""
+    """How a kernel of the backward pass shares out its work."""
 
     blocks: dict[str, int]
-    slices: int  # blocks of outputs
+    slices: int  # blocks of outputs, each with a program
     groups: int  # of rows
-    per_group: int  # steps of ``slices`` blocks of rows
+    per_group: int  # blocks of rows
 
 
 @lru_cache(maxsize=4096)
-def _plan(problem: Problem, config: Config, device: torch.device) -> Plan:
+def _plan(problem: Problem, config: Config, device: torch.device, sliced: bool = True) -> Plan:
     blocks = _fitted(config, problem)
     wanted = blocks.pop("WAVES") * multiprocessors(device)
-    slices = cdiv(problem.outs, blocks["BLOCK_O"])
-    steps = cdiv(problem.rows, blocks["BLOCK_M"] * slices)
-    per_group = cdiv(steps, max(1, min(steps, wanted // slices)))
-    return Plan(blocks, slices, cdiv(steps, per_group), per_group)
+    if sliced:
+        blocks["BLOCK_O"] = max(blocks["BLOCK_O"], LEAST_SUMMED)
+    slices = cdiv(problem.outs, blocks["BLOCK_O"]) if sliced else 1
+    of_rows = cdiv(problem.rows, blocks["BLOCK_M"])
+    per_group = cdiv(of_rows, max(1, min(of_rows, wanted // slices)))
+    return Plan(blocks, slices, cdiv(of_rows, per_group), per_group)
 
 
 @lru_cache(maxsize=4096)
@@ -247,48 +306,51 @@ def _forward(
     x: Layout, norm_weight: Layout | None, norm_bias: Layout | None, weight: Layout,
     bias: Layout | None,
 ) -> Launcher:  # fmt: skip
+    rows, _, outs = problem
     blocks = _fitted(config, problem)
-    per_rows = cdiv(problem.rows, blocks["BLOCK_M"])
-    blocks_out = cdiv(problem.outs, blocks["BLOCK_O"])
-    splits = min(blocks_out, cdiv(FILL * multiprocessors(device), per_rows))
-    per_program = cdiv(blocks_out, splits)
-    splits = cdiv(blocks_out, per_program)
-    constants = {"EVEN": problem.channels == blocks["BLOCK_C"], **blocks}
-    numbers = (x[0][0], weight[0][0], eps, *problem, per_program, splits)
-    return Launcher(kernel, per_rows * splits, numbers, constants, config.options)
+    of_rows, of_outs = cdiv(rows, blocks["BLOCK_M"]), cdiv(outs, blocks["BLOCK_O"])
+    most = FILL * multiprocessors(device)
+    splits = min(of_outs, cdiv(most, of_rows))
+    per_program = cdiv(of_outs, splits)
+    splits = cdiv(of_outs, per_program)
+    held = of_outs == 1
+    programs = min(of_rows, most) if held else of_rows * splits
+    constants = {"HELD": held, "EVEN_O": outs % blocks["BLOCK_O"] == 0, **blocks}
+    numbers = (x[0][0], weight[0][0], eps, rows, outs, of_rows, per_program, splits)
+    return Launcher(kernel, programs, numbers, constants, config.options)
 
 
 @lru_cache(maxsize=4096)
-def _backward(
-    kernel: Any, config: Config, problem: Problem, device: torch.device, asked: tuple[bool, ...],
-    grad: Layout, x: Layout, norm_weight: Layout | None, weight: Layout,
+def _rows(
+    kernel: Any, name: str, config: Config, problem: Problem, device: torch.device,
+    stride_g: int, stride_x: int, stride_w: int, layouts: tuple[Layout | None, ...],
 ) -> Launcher:  # fmt: skip
-    plan = _plan(problem, config, device)
-    constants = {
-        "EVEN": problem.channels == plan.blocks["BLOCK_C"],
-        "EVEN_O": problem.outs % plan.blocks["BLOCK_O"] == 0,
-        "SLICES": plan.slices,
-        **plan.blocks,
-    }
-    numbers = (grad[0][0], x[0][0], weight[0][0], *problem, plan.per_group)
+    plan = _plan(problem, config, device, sliced=name != GRAD_X)
+    rows, _, outs = problem
+    block_o = plan.blocks["BLOCK_O"]
+    own = {GRAD_X: {"STEPS": cdiv(outs, block_o)}, PRODUCT: {"SLICES": plan.slices}}
+    constants = {**own.get(name, {}), "EVEN_O": outs % block_o == 0, **plan.blocks}
+    of_rows = cdiv(rows, plan.blocks["BLOCK_M"])
+    numbers = (stride_g, stride_x, stride_w, rows, outs, of_rows, plan.per_group)
     return Launcher(kernel, plan.groups * plan.slices, numbers, constants, config.options)
 
 
 @lru_cache(maxsize=4096)
 def _finish(
-    kernel: Any, shape: tuple[int, int, int], device: torch.device, totals: bool,
-    norm_weight: Layout | None, norm_bias: Layout | None, weight: Layout, asked: tuple[bool, ...],
+    kernel: Any, shape: tuple[int, int, int], parts: int, device: torch.device,
+    layouts: tuple[Layout | None, ...],
 ) -> Launcher:  # fmt: skip
     groups, outs, channels = shape
-    programs = cdiv(outs, FINISH["BLOCK_O"]) * cdiv(channels, FINISH["BLOCK_C"])
-    numbers = (weight[0][0], groups, channels, outs)
-    return Launcher(kernel, programs, numbers, FINISH, {"num_warps": 4, "num_stages": 1})
+    constants = {"C": channels, **FINISH}
+    programs = (outs + (parts > 0)) * cdiv(channels, FINISH["BLOCK_C"])
+    return Launcher(
+        kernel, programs, (groups, parts, outs), constants, {"num_warps": 4, "num_stages": 1}
+    )
 
 
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:
     """The block sizes of a table, no larger than the problem, and whole rows."""
-    blocks = dict(config.blocks)
+    blocks = {"BLOCK_O": WIDEST_HELD, **config.blocks}
     for name, size in (("BLOCK_M", problem.rows), ("BLOCK_O", problem.outs)):
         blocks[name] = min(blocks[name], max(SMALLEST_BLOCK, power_of_two(size)))
-    blocks["BLOCK_C"] = padded(problem.channels)
-    return blocks
+    return {**blocks, "C": problem.channels, "BLOCK_C": padded(problem.channels)}
