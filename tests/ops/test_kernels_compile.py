@@ -145,7 +145,7 @@ SPILLING = """
 from dataclasses import replace
 from megafold.bench.compile import compile_kernel, shipped
 variant = next(v for v in shipped() if v.name == "transition.swiglu_backward float32")
-greedy = replace(variant, constants={"BLOCK": 8192}, num_warps=1)
+greedy = replace(variant, constants={**variant.constants, "BLOCK_H": 8192}, num_warps=1)
 print(compile_kernel(greedy, "sm_90").spill_bytes)
 """
 

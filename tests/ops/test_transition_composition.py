@@ -140,12 +140,13 @@ def test_one_chunk_at_a_time_is_in_memory(shape, monkeypatch):
 @pytest.mark.parametrize("shape", ["M40000 C128 H512", "M10000 C768 H1536"])
 def test_scratch_memory_is_within_its_bound(shape, monkeypatch):
     monkeypatch.setattr(launch, "SCRATCH_BYTES", 2**20)
+    monkeypatch.setattr(launch, "SCRATCH_OF_PRODUCTS", 2**20)
     inputs, grad = drawn(shape, torch.bfloat16)
     inputs, leaves = leaves_of(inputs)
     peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
     x, weight = inputs["x"].nbytes, inputs["weight_gate"].nbytes
     # Output, gradient of x, scratch (as much as x, rounded up to whole chunks), sums in fp32.
-    assert peak < 3.5 * x + 10 * weight + 2**22
+    assert peak < 3.5 * x + 13 * weight + 2**22
 
 
 # -- torch.library, torch.compile.

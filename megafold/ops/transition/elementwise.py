@@ -1,10 +1,11 @@
 """What is left of a wide transition between the products of the vendor's library, in Triton.
 
-LayerNorm by rows, SwiGLU and the conditioned transition's gate by elements, each forward and
+LayerNorm and SwiGLU by rows, the conditioned transition's gate by elements, each forward and
 backward in one kernel that reads what it needs once and computes in fp32. A result may be
 written where an operand of the same shape was read.
 
-Letters: M rows, C channels. Names: ``p_`` pointer, ``o_`` offsets, ``b_`` block, ``i_`` index.
+Letters: M rows, C channels, H hidden units. Names: ``p_`` pointer, ``o_`` offsets, ``b_`` block,
+``i_`` index.
 """
 
 from __future__ import annotations
@@ -108,39 +109,57 @@ def norm_backward_kernel(
 
 @triton.jit
 def swiglu_forward_kernel(
-    p_gate,  # [size]
-    p_value,  # [size]
-    p_out,  # [size], written
-    size,
-    BLOCK: tl.constexpr,
+    p_pairs,  # [M, 2 H], contiguous: gate, then value; written in gate's place: the activation
+    rows,
+    hidden,
+    EVEN_M: tl.constexpr,
+    EVEN_H: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):
-    """One program computes ``out = silu(gate) * value`` for BLOCK consecutive elements."""
+    """One program computes ``silu(gate) * value`` for BLOCK_H hidden units of BLOCK_M rows."""
+    blocks = tl.cdiv(hidden, BLOCK_H)
     # In 64 bits before it is multiplied: hidden activations outgrow 2**31 elements.
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    m = o < size
-    b_gate = tl.load(p_gate + o, mask=m, other=0.0).to(tl.float32)
-    b_value = tl.load(p_value + o, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_out + o, swiglu(b_gate, b_value).to(p_out.dtype.element_ty), mask=m)
+    i_m = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
+    i_h = (tl.program_id(0) % blocks) * BLOCK_H
+    o_m = tl.arange(0, BLOCK_M)
+    o_h = tl.arange(0, BLOCK_H)
+    left = hidden - i_h
+    p = p_pairs + i_h
+    b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    b_h = swiglu(b_gate.to(tl.float32), b_value.to(tl.float32))
+    store_rows(p, b_h, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
 
 
 @triton.jit
 def swiglu_backward_kernel(
-    p_grad,  # [size]: gradient of the hidden activation, written: the activation itself
-    p_gate,  # [size], written: the gradient of gate
-    p_value,  # [size], written: the gradient of value
-    size,
-    BLOCK: tl.constexpr,
+    p_pairs,  # [M, 2 H], contiguous: gate, then value; written: their gradients
+    p_grad,  # [M, H], contiguous: gradient of the activation; written: the activation itself
+    rows,
+    hidden,
+    EVEN_M: tl.constexpr,
+    EVEN_H: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):
-    """One program replaces BLOCK consecutive elements of all three."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    m = o < size
-    b_grad = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
-    b_gate = tl.load(p_gate + o, mask=m, other=0.0).to(tl.float32)
-    b_value = tl.load(p_value + o, mask=m, other=0.0).to(tl.float32)
-    b_h, b_dg, b_dv = swiglu_gradients(b_grad, b_gate, b_value)
-    tl.store(p_grad + o, b_h.to(p_grad.dtype.element_ty), mask=m)
-    tl.store(p_gate + o, b_dg.to(p_gate.dtype.element_ty), mask=m)
-    tl.store(p_value + o, b_dv.to(p_value.dtype.element_ty), mask=m)
+    """One program replaces all three for BLOCK_H hidden units of BLOCK_M rows."""
+    blocks = tl.cdiv(hidden, BLOCK_H)
+    i_m = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
+    i_h = (tl.program_id(0) % blocks) * BLOCK_H
+    o_m = tl.arange(0, BLOCK_M)
+    o_h = tl.arange(0, BLOCK_H)
+    left = hidden - i_h
+    p, p_h = p_pairs + i_h, p_grad + i_h
+    b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    b_grad = load_rows(p_h, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
+    b_h, b_dg, b_dv = swiglu_gradients(
+        b_grad.to(tl.float32), b_gate.to(tl.float32), b_value.to(tl.float32)
+    )
+    store_rows(p_h, b_h, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
+    store_rows(p, b_dg, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    store_rows(p + hidden, b_dv, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
 
 
 @triton.jit

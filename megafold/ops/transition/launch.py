@@ -29,6 +29,7 @@ KERNELS = (FORWARD, GRAD_ROWS, GRAD_WEIGHTS)  # those with block sizes in tables
 WIDEST_FUSED = 128  # channels of which a program holds rows, beside their weights
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 SCRATCH_BYTES = 2**27  # of hidden activations at a time; more where x itself is larger
+SCRATCH_OF_PRODUCTS = 200 * 10**6  # the same by products: these are faster the more rows they have
 CHUNK_STEP = 128  # chunks of rows begin at multiples of this: whole blocks, aligned
 AT_A_TIME = 2  # programs of the kernel by rows that registers let a multiprocessor run
 
@@ -36,6 +37,7 @@ AT_A_TIME = 2  # programs of the kernel by rows that registers let a multiproces
 NORM_ELEMENTS = 4096  # of a tile
 NORM_ROWS = 16  # that one program adds up
 ELEMENTS = 1024  # that one program takes
+WIDEST_BLOCK = 512  # of hidden units, of these elements
 REDUCED = {"BLOCK_U": 8, "BLOCK_P": 256, "BLOCK_S": 16}  # partial sums of a program
 OPTIONS = {"num_warps": 4, "num_stages": 1}
 
@@ -99,7 +101,7 @@ def chunks(rows: int, bytes_per_row: int, x_bytes: int, wave: int = 1) -> Iterat
 
     Args:
         bytes_per_row: of scratch memory.
-        x_bytes: the size of x, which the scratch memory may have where that is more.
+        x_bytes: the size of x, or what else scratch memory may take where that is more.
         wave: rows that a GPU takes at a time; chunks are multiples of it where one is within
             the bounds, so that no multiprocessor is idle while a chunk ends.
     """
@@ -239,6 +241,16 @@ def launch_norm_backward(
         return launcher(grad, x, weight, stats, grad_x, sums), sums
 
 
+def launch_swiglu(kernel: Any, pairs: torch.Tensor, *others: torch.Tensor) -> Any:
+    """Run one of the kernels of SwiGLU on gate and value, ``[M, 2 H]``, and what else it takes."""
+    rows, width = pairs.shape
+    launcher = _swiglu(
+        kernel, rows, width // 2, pairs.device, layout(pairs), *(layout(t) for t in others)
+    )
+    with on(pairs.device):
+        return launcher(pairs, *others)
+
+
 def launch_elementwise(kernel: Any, *tensors: torch.Tensor, period: int | None = None) -> Any:
     """Run one of the kernels by elements; the first tensor says how many there are."""
     numbers = (tensors[0].numel(),) if period is None else (tensors[0].numel(), period)
@@ -349,6 +361,22 @@ def _norm_backward(
     numbers = (x[0][0], stats[0][0], rows, channels)
     programs = cdiv(rows, per_program)
     return Launcher(kernel, programs, numbers, constants, OPTIONS)
+
+
+@lru_cache(maxsize=4096)
+def _swiglu(
+    kernel: Any, rows: int, hidden: int, device: torch.device, *tensors: Layout
+) -> Launcher:
+    block_h = min(WIDEST_BLOCK, power_of_two(hidden))
+    block_m = ELEMENTS // block_h
+    constants = {
+        "EVEN_M": rows % block_m == 0,
+        "EVEN_H": hidden % block_h == 0,
+        "BLOCK_M": block_m,
+        "BLOCK_H": block_h,
+    }
+    programs = cdiv(rows, block_m) * cdiv(hidden, block_h)
+    return Launcher(kernel, programs, (rows, hidden), constants, OPTIONS)
 
 
 @lru_cache(maxsize=4096)

@@ -47,6 +47,7 @@ def forward(
         parameters = norm_weight, norm_bias, gate, value, out
         launch.launch_forward(flat_x, *parameters, flat_y, stats if norm else None, eps)
         return y, stats
+    both = torch.cat([gate, value])  # one product
     with _as_given(x.device):
         for rows in _chunks(flat_x, gate, problem.channels * norm + 2 * problem.hidden):
             of_x = _part(flat_x, rows)
@@ -54,11 +55,10 @@ def forward(
             if norm:
                 of_stats = stats if of_x is flat_x else stats[:, rows]
                 launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, of_stats, eps)
-            hidden = F.linear(normalised, gate)
-            values = F.linear(normalised, value)
-            launch.launch_elementwise(swiglu_forward_kernel, hidden, values, hidden)
-            torch.mm(hidden, out.t(), out=_part(flat_y, rows))
-            del normalised, hidden, values  # before the next chunk's are made
+            pairs = F.linear(normalised, both)
+            launch.launch_swiglu(swiglu_forward_kernel, pairs)
+            torch.mm(pairs[:, : problem.hidden], out.t(), out=_part(flat_y, rows))
+            del normalised, pairs  # before the next chunk's are made
     return y, stats
 
 
@@ -146,9 +146,6 @@ def _fused_backward(
     return found
 
 
-Hidden = Sequence[torch.Tensor]  # the activation and the gradients of gate and value, [rows, H]
-
-
 def _products_backward(
     x: torch.Tensor,
     parameters: Parameters,
@@ -159,63 +156,49 @@ def _products_backward(
     asked: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """By the library's products: what :func:`_fused_backward` does."""
-    norm_weight, _, gate, _, _ = parameters
-    problem = Problem.of(x, gate)
-    for_weight, for_bias, *for_products = asked
-    totals: list[torch.Tensor | None] = [None, None, None]
-    sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
-    with _as_given(x.device):
-        for rows in _chunks(x, gate, 2 * problem.channels + 3 * problem.hidden):
-            of_x, of_grad = _part(x, rows), _part(grad, rows)
-            normalised, hidden, of_chunk = _products_chunk(
-                of_x,
-                parameters,
-                stats if of_x is x or stats is None else stats[:, rows],
-                eps,
-                of_grad,
-                _part(grad_x, rows),
-                for_weight or for_bias,
-            )
-            if of_chunk is not None:
-                of_chunk = of_chunk.sum(dim=0)
-                sums = of_chunk if sums is None else sums.add_(of_chunk)
-            if any(for_products):
-                totals = _plus_products(totals, for_products, normalised, of_grad, hidden)
-            del normalised, hidden  # before the next chunk's are made
-    of_norm = (None, None)
-    if sums is not None:  # results of an operator share no memory
-        dtype = x.dtype if norm_weight is None else norm_weight.dtype
-        of_norm = (sums[0].to(dtype, copy=True), sums[1].to(dtype, copy=True))
-    return [*of_norm, *totals]
-
-
-def _products_chunk(
-    x, parameters, stats, eps, grad, grad_x, want_sums
-) -> tuple[torch.Tensor, Hidden, torch.Tensor | None]:
-    """Fill ``grad_x`` for a chunk of rows, by products.
-
-    Returns the normalised rows, what is hidden, and sums ``[programs, 2, C]`` for the norm's
-    weight and bias.
-    """
     norm_weight, norm_bias, gate, value, out = parameters
-    normalised = _normalised(x, gate.dtype, stats is not None)
-    if stats is not None:
-        launch.launch_norm_forward(x, norm_weight, norm_bias, normalised, None, eps)
-    of_gate, of_value = F.linear(normalised, gate), F.linear(normalised, value)
-    activation = torch.mm(grad, out)  # its gradient, until the kernel replaces it
-    launch.launch_elementwise(swiglu_backward_kernel, activation, of_gate, of_value)
-    hidden = (activation, of_gate, of_value)
-    if grad_x is None and not want_sums:
-        return normalised, hidden, None
-    of_normalised = torch.mm(of_gate, gate).addmm_(of_value, value)
-    sums = None
-    if stats is not None:
-        _, sums = launch.launch_norm_backward(
-            of_normalised, x, norm_weight, stats, grad_x, want_sums
-        )
-    else:
-        grad_x.copy_(of_normalised)
-    return normalised, hidden, sums
+    problem = Problem.of(x, gate)
+    for_weight, for_bias, for_gate, for_value, for_out = asked
+    both = torch.cat([gate, value])
+    sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
+    of_both: torch.Tensor | None = None  # [2 H, C], for the weights of gate and value
+    of_out: torch.Tensor | None = None
+    with _as_given(x.device):
+        for rows in _chunks(x, gate, problem.channels + 3 * problem.hidden):
+            of_x, of_grad = _part(x, rows), _part(grad, rows)
+            of_stats = stats if of_x is x or stats is None else stats[:, rows]
+            normalised = _normalised(of_x, gate.dtype, stats is not None)
+            if stats is not None:
+                launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, None, eps)
+            pairs = F.linear(normalised, both)
+            activation = torch.mm(of_grad, out)  # its gradient, until the kernel replaces it
+            launch.launch_swiglu(swiglu_backward_kernel, pairs, activation)
+            if for_gate or for_value:
+                of_both = _plus_product(of_both, pairs, normalised)
+            if for_out:
+                of_out = _plus_product(of_out, of_grad, activation)
+            if stats is None and grad_x is not None:
+                _product_into(_part(grad_x, rows), pairs, both)
+            elif grad_x is not None or for_weight or for_bias:
+                # The normalised rows have been multiplied: their gradient takes their place.
+                torch.mm(pairs, both, out=normalised)
+                _, of_chunk = launch.launch_norm_backward(
+                    normalised, of_x, norm_weight, of_stats, _part(grad_x, rows),
+                    for_weight or for_bias,
+                )  # fmt: skip
+                if of_chunk is not None:
+                    of_chunk = of_chunk.sum(dim=0)
+                    sums = of_chunk if sums is None else sums.add_(of_chunk)
+            del normalised, pairs, activation  # before the next chunk's are made
+    # Copies: results of an operator share no memory.
+    halves = (None, None) if of_both is None else of_both.split(problem.hidden)
+    found = (*((None, None) if sums is None else sums), *halves)
+    dtypes = (x.dtype if p is None else p.dtype for p in parameters)
+    copies = [
+        total.to(dtype, copy=True) if one else None
+        for total, dtype, one in zip(found, dtypes, asked[:4], strict=False)
+    ]
+    return [*copies, of_out]
 
 
 def gate_forward(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -261,28 +244,13 @@ def _contiguous(*parameters: torch.Tensor | None) -> list[torch.Tensor | None]:
 
 def _chunks(flat_x: torch.Tensor, gate: torch.Tensor, elements_per_row: int):
     size = gate.element_size()
-    return launch.chunks(flat_x.shape[0], elements_per_row * size, flat_x.numel() * size)
+    most = max(launch.SCRATCH_OF_PRODUCTS, flat_x.numel() * size)
+    return launch.chunks(flat_x.shape[0], elements_per_row * size, most)
 
 
 def _normalised(x: torch.Tensor, dtype: torch.dtype, norm: bool) -> torch.Tensor:
     """Where normalised rows go; the rows themselves where there is no norm."""
     return torch.empty(x.shape, dtype=dtype, device=x.device) if norm else x.to(dtype)
-
-
-def _plus_products(
-    totals: Sequence[torch.Tensor | None],
-    asked: Sequence[bool],
-    normalised: torch.Tensor,
-    grad: torch.Tensor,
-    hidden: Hidden,
-) -> list[torch.Tensor | None]:
-    """The gradients of the three weights with a chunk's share added, where they are asked for."""
-    activation, of_gate, of_value = hidden
-    products = (of_gate, normalised), (of_value, normalised), (grad, activation)
-    return [
-        _plus_product(total, *product) if one else None
-        for total, one, product in zip(totals, asked, products, strict=True)
-    ]
 
 
 def _plus_product(
@@ -294,6 +262,14 @@ def _plus_product(
     if left.dtype == torch.float32:
         return total.addmm_(left.t(), right)
     return _as(total, torch.float32).add_(torch.mm(left.t(), right))
+
+
+def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``left right`` into a tensor of any dtype."""
+    if result.dtype == left.dtype:
+        torch.mm(left, right, out=result)
+    else:
+        result.copy_(torch.mm(left, right))
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -83,12 +83,14 @@ def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[Kern
     x, other, third, fourth, fifth = (_empty(rows, channels, dtype=dtype) for _ in range(5))
     weight, bias = _empty(channels, dtype=dtype), _empty(channels, dtype=dtype)
     stats = _empty(2, rows, dtype=torch.float32)
+    hidden = 2 * channels
+    pairs, activation = _empty(rows, 2 * hidden, dtype=dtype), _empty(rows, hidden, dtype=dtype)
 
     def call() -> None:
         launch.launch_norm_forward(x, weight, bias, other, stats, 1e-5)
         launch.launch_norm_backward(other, x, weight, stats, third, True)
-        launch.launch_elementwise(elementwise.swiglu_forward_kernel, x, other, x)
-        launch.launch_elementwise(elementwise.swiglu_backward_kernel, x, other, third)
+        launch.launch_swiglu(elementwise.swiglu_forward_kernel, pairs)
+        launch.launch_swiglu(elementwise.swiglu_backward_kernel, pairs, activation)
         period = x.numel()
         launch.launch_elementwise(elementwise.gate_forward_kernel, x, other, third, period=period)
         launch.launch_elementwise(
