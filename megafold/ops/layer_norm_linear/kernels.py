@@ -97,20 +97,18 @@ def rows_left(rows, first, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def normalise(
-    p_x, p_norm_weight, p_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows, is_first,
+    p_x, b_norm_weight, b_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows, is_first,
     C: tl.constexpr, EVEN_C: tl.constexpr,
 ):  # fmt: skip
     """Rows of x normalised, with scale and offset, fp32; their statistics are stored on the way."""
     left = rows_left(rows, first, o_m.shape[0])
-    m_c = (o_c < C)[None, :]
     b_x = load_tile(p_x, first, o_m, o_c, stride_x, left, C, False, EVEN_C).to(tl.float32)
-    b_centred, b_mean, b_rstd = centred_and_rstd(b_x, m_c, C, eps)
+    b_centred, b_mean, b_rstd = centred_and_rstd(b_x, (o_c < C)[None, :], C, eps)
     m_m = (o_m < left) & is_first
     tl.store(p_stats + first + o_m, b_mean, mask=m_m)
     tl.store(p_stats + rows + first + o_m, b_rstd, mask=m_m)
-    b_n = b_centred * b_rstd[:, None] * load_channels(p_norm_weight, o_c, o_c < C, 1.0)
     # No channel, no offset: load_channels gives zero there.
-    return b_n + load_channels(p_norm_bias, o_c, o_c < C, 0.0)
+    return b_centred * b_rstd[:, None] * b_norm_weight + b_norm_bias
 
 
 @triton.jit
@@ -118,7 +116,7 @@ def put_out(b_n, b_w, p_bias, p_out, first, o_m, i_o, o_o, rows, outs, EVEN_O: t
     """One tile of the output."""
     b_out = tl.dot(b_n, b_w)
     if p_bias is not None:
-        b_out += tl.load(p_bias + i_o + o_o, mask=i_o + o_o < outs, other=0.0).to(tl.float32)
+        b_out += load_channels(p_bias + i_o, o_o, o_o < outs - i_o, 0.0)
     left = rows_left(rows, first, o_m.shape[0])
     store_tile(p_out + i_o, b_out, first, o_m, o_o, outs, left, outs - i_o, EVEN_O)
 
@@ -155,12 +153,14 @@ def forward_kernel(
     EVEN_C: tl.constexpr = BLOCK_C == C
     o_m, o_c, o_o = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_O)
     PRODUCT: tl.constexpr = p_weight.dtype.element_ty
+    b_norm_weight = load_channels(p_norm_weight, o_c, o_c < C, 1.0)
+    b_norm_bias = load_channels(p_norm_bias, o_c, o_c < C, 0.0)
     if HELD:
         b_w = load_turned(p_weight, 0, o_o, o_c, stride_w, outs, C, EVEN_O, EVEN_C)
         for i in range(tl.program_id(0), blocks, tl.num_programs(0)):
             first = long(i) * BLOCK_M
             b_n = normalise(
-                p_x, p_norm_weight, p_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows,
+                p_x, b_norm_weight, b_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows,
                 True, C, EVEN_C,
             )  # fmt: skip
             put_out(b_n.to(PRODUCT), b_w, p_bias, p_out, first, o_m, 0, o_o, rows, outs, EVEN_O)
@@ -168,7 +168,7 @@ def forward_kernel(
         i_split = tl.program_id(0) % splits
         first = long(tl.program_id(0) // splits) * BLOCK_M
         b_n = normalise(
-            p_x, p_norm_weight, p_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows,
+            p_x, b_norm_weight, b_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows,
             i_split == 0, C, EVEN_C,
         ).to(PRODUCT)  # fmt: skip
         last = tl.minimum((i_split + 1) * per_program, tl.cdiv(outs, BLOCK_O))
