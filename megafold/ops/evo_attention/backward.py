@@ -6,10 +6,8 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
-    add_dot,
     ahead,
     at,
-    dot,
     grad_logits,
     load_bias,
     load_kept,
@@ -22,6 +20,7 @@ from megafold.ops.evo_attention.tiles import (
     store_tile,
     weights,
 )
+from megafold.ops.products import add_dot, dot
 
 
 @triton.jit

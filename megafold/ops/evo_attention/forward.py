@@ -17,10 +17,8 @@ import triton
 import triton.language as tl
 
 from megafold.ops.evo_attention.tiles import (
-    add_dot,
     ahead,
     at,
-    dot,
     load_bias,
     load_kept,
     load_tile,
@@ -31,6 +29,7 @@ from megafold.ops.evo_attention.tiles import (
     store_tile,
     weights,
 )
+from megafold.ops.products import add_dot, dot
 
 
 @triton.jit

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from megafold.ops.layer_norm.kernels import centred_and_rstd
+from megafold.ops.products import dot
 from megafold.ops.triangle_multiplication.tiles import (
     channel_first,
     load_rows,
@@ -52,7 +53,7 @@ def project_kernel(
     o_m = tl.arange(0, BLOCK_M)
     o_c = tl.arange(0, BLOCK_C)
     m_m, m_c = o_m < pairs - i_m, o_c < channels
-    b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, EVEN).to(tl.float32)
+    b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, False, EVEN).to(tl.float32)
     b_centred, b_mean, b_rstd = centred_and_rstd(b_z, m_c[None, :], channels, eps)
     tl.store(p_stats + i_m + o_m, b_mean, mask=m_m)
     tl.store(p_stats + pairs + i_m + o_m, b_rstd, mask=m_m)
@@ -63,10 +64,10 @@ def project_kernel(
     for i_o in range(0, 2 * channels, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         m_o = o_o < 2 * channels
-        b_p = load_rows(p_p, o_o, o_c, channels, m_o, m_c, EVEN)
-        b_p = tl.dot(b_p, b_n, input_precision=PRECISION)  # [O, M]
-        b_g = load_rows(p_g, o_o, o_c, channels, m_o, m_c, EVEN)
-        b_g = tl.dot(b_g, b_n, input_precision=PRECISION)
+        b_p = load_rows(p_p, o_o, o_c, channels, m_o, m_c, False, EVEN)
+        b_p = dot(b_p, b_n, PRECISION)  # [O, M]
+        b_g = load_rows(p_g, o_o, o_c, channels, m_o, m_c, False, EVEN)
+        b_g = dot(b_g, b_n, PRECISION)
         b_edges = b_p * tl.sigmoid(b_g)
         if p_mask is not None:
             b_edges = tl.where(b_mask[None, :], b_edges, 0.0)
@@ -113,16 +114,16 @@ def output_kernel(
     tl.store(p_stats_out + pairs + i_m + o_m, b_rstd, mask=m_m)
     b_y = scaled(b_centred * b_rstd[:, None], p_norm_out_weight, p_norm_out_bias, o_c, m_c)
     b_y = b_y.to(PRODUCT)
-    b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, EVEN)
-    b_n, _ = unit_rows(b_z, p_stats_in + i_m, o_m, pairs, m_m, m_c)
+    b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, False, EVEN)
+    b_n, _ = unit_rows(b_z, p_stats_in + i_m, o_m, pairs, m_m, m_c, False, EVEN)
     b_n = scaled(b_n, p_norm_in_weight, p_norm_in_bias, o_c, m_c).to(PRODUCT)
     for i_o in range(0, channels, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         m_o = o_o < channels
         b_p = load_turned(p_p, o_o, o_c, channels, m_o, m_c, EVEN)  # [C, O]
-        b_u = tl.dot(b_y, b_p, input_precision=PRECISION)  # [M, O]
+        b_u = dot(b_y, b_p, PRECISION)  # [M, O]
         b_g = load_turned(p_g, o_o, o_c, channels, m_o, m_c, EVEN)
-        b_g = tl.dot(b_n, b_g, input_precision=PRECISION)
+        b_g = dot(b_n, b_g, PRECISION)
         b_out = (b_u * tl.sigmoid(b_g)).to(p_out.dtype.element_ty)
         p_tile = p_out + i_m * channels + o_m[:, None] * channels + o_o[None, :]
         tl.store(p_tile, b_out, mask=m_m[:, None] & m_o[None, :])

@@ -9,16 +9,20 @@ import torch
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
-from megafold.ops.sizes import cdiv, power_of_two
-from megafold.ops.triangle_multiplication.backward import grad_input_kernel, grad_output_kernel
+from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
+from megafold.ops.triangle_multiplication.backward import grad_x_kernel, grad_z_kernel
 from megafold.ops.triangle_multiplication.forward import output_kernel, project_kernel
+from megafold.ops.triangle_multiplication.weights import weights_in_kernel, weights_out_kernel
 from megafold.ops.tuning import Config, Found, lookup
 
 PROJECT = "triangle_multiplication.project"
 OUTPUT = "triangle_multiplication.output"
-GRAD_OUTPUT = "triangle_multiplication.grad_output"
-GRAD_INPUT = "triangle_multiplication.grad_input"
-KERNELS = (PROJECT, OUTPUT, GRAD_OUTPUT, GRAD_INPUT)
+WEIGHTS_OUT = "triangle_multiplication.weights_out"
+GRAD_X = "triangle_multiplication.grad_x"
+WEIGHTS_IN = "triangle_multiplication.weights_in"
+GRAD_Z = "triangle_multiplication.grad_z"
+KERNELS = (PROJECT, OUTPUT, WEIGHTS_OUT, GRAD_X, WEIGHTS_IN, GRAD_Z)  # in the order they run
+OF_WEIGHTS = (WEIGHTS_OUT, WEIGHTS_IN)  # of which every multiprocessor has WAVES programs
 
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 
@@ -48,7 +52,7 @@ def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     for kernel in KERNELS:
         found = config_of(kernel, problem, weight)
         lines.append(f"{kernel}: {found.config} ({found.source})")
-    return (*lines, "products over triangles, gradients of the weights: torch.bmm and torch.mm")
+    return (*lines, "products over triangles: torch.bmm")
 
 
 def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats, eps) -> Any:
@@ -77,53 +81,87 @@ def launch_output(
         return launcher(*operands, stats_in, out, stats_out)
 
 
-def launch_grad_output(
+def launch_weights_out(
     problem, grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-    stats_in, stats_out, grad_x, grad_gate, grad_u, y, sums, first, rows,
+    stats_in, stats_out, sums,
 ) -> Any:  # fmt: skip
-    """Fill a chunk of pairs of what is not None from ``grad_x`` to ``sums``."""
+    """Fill ``sums``, of as many splits as :func:`splits_of` says."""
     operands = (
         grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-        stats_in, stats_out,
+        stats_in, stats_out, sums,
     )  # fmt: skip
-    outputs = (grad_x, grad_gate, grad_u, y, sums)
+    blocks, splits = _split(WEIGHTS_OUT, problem, p)
     launcher = _launcher(
-        grad_output_kernel, config_of(GRAD_OUTPUT, problem, p).config, problem, rows,
-        (grad.stride(0), z.stride(0), problem.pairs, problem.channels, first, rows),
-        precision(p), z.device, *(layout(t) for t in (*operands, *outputs)),
+        weights_out_kernel, config_of(WEIGHTS_OUT, problem, p).config, problem, blocks * splits,
+        (grad.stride(0), z.stride(0), problem.pairs, problem.channels), precision(p), z.device,
+        *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
-        return launcher(*operands, *outputs)
+        return launcher(*operands)
 
 
-def launch_grad_input(
-    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats,
-    grad_z, parts, n, sums, gap, first, rows,
+def launch_grad_x(
+    problem, grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
+    stats_in, stats_out, grad_x, grad_gate, sums,
 ) -> Any:  # fmt: skip
-    """Fill the pairs of one chunk of ``grad_z``, ``parts`` with ``n``, and ``sums``."""
-    operands = (edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats)
-    outputs = (grad_z, parts, n, sums)
+    """Fill what is not None of ``grad_x``, ``grad_gate`` and ``sums``."""
+    operands = (
+        grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
+        stats_in, stats_out, grad_x, grad_gate, sums,
+    )  # fmt: skip
     launcher = _launcher(
-        grad_input_kernel, config_of(GRAD_INPUT, problem, p).config, problem, rows,
-        (z.stride(0), problem.pairs, problem.channels, gap, first, rows), precision(p), z.device,
-        *(layout(t) for t in (*operands, *outputs)),
+        grad_x_kernel, config_of(GRAD_X, problem, p).config, problem, None,
+        (grad.stride(0), z.stride(0), problem.pairs, problem.channels), precision(p), z.device,
+        *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
-        return launcher(*operands, *outputs)
+        return launcher(*operands)
+
+
+def launch_weights_in(
+    problem, edges, z, mask, norm_weight, norm_bias, p, g, stats, sums, gap
+) -> Any:  # fmt: skip
+    """Fill ``sums``, of as many splits as :func:`splits_of` says."""
+    operands = (edges, z, mask, norm_weight, norm_bias, p, g, stats, sums)
+    blocks, splits = _split(WEIGHTS_IN, problem, p)
+    launcher = _launcher(
+        weights_in_kernel, config_of(WEIGHTS_IN, problem, p).config, problem, blocks * splits,
+        (z.stride(0), problem.pairs, problem.channels, gap), precision(p), z.device,
+        *(layout(t) for t in operands),
+    )  # fmt: skip
+    with on(z.device):
+        return launcher(*operands)
+
+
+def launch_grad_z(
+    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums,
+    gap,
+) -> Any:  # fmt: skip
+    """Fill what is not None of ``grad_z`` and ``sums``."""
+    operands = (
+        edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums
+    )  # fmt: skip
+    launcher = _launcher(
+        grad_z_kernel, config_of(GRAD_Z, problem, p).config, problem, None,
+        (z.stride(0), problem.pairs, problem.channels, gap), precision(p), z.device,
+        *(layout(t) for t in operands),
+    )  # fmt: skip
+    with on(z.device):
+        return launcher(*operands)
 
 
 @lru_cache(maxsize=4096)
 def _launcher(
-    kernel: Any, config: Config, problem: Problem, rows: int, numbers: tuple[float | int, ...],
-    precision: str, device: torch.device, *alike: Layout | None,
+    kernel: Any, config: Config, problem: Problem, programs: int | None,
+    numbers: tuple[float | int, ...], precision: str, device: torch.device, *alike: Layout | None,
 ) -> Launcher:  # fmt: skip
+    """A kernel as it is launched; None for the programs: one for every block of pairs."""
     blocks = _fitted(config, problem)
-    constants = {
-        "EVEN": problem.channels == blocks["BLOCK_C"],
-        "PRECISION": precision,
-        **blocks,
-    }
-    programs = cdiv(rows, blocks["BLOCK_M"])
+    constants = {"EVEN": problem.channels == blocks["BLOCK_C"], "PRECISION": precision, **blocks}
+    if "EVEN_M" in kernel.arg_names:
+        constants["EVEN_M"] = problem.pairs % blocks["BLOCK_M"] == 0
+    if programs is None:
+        programs = cdiv(problem.pairs, blocks["BLOCK_M"])
     return Launcher(kernel, programs, numbers, constants, config.options)
 
 
@@ -131,6 +169,21 @@ def programs_of(kernel: str, problem: Problem, weight: torch.Tensor) -> int:
     """How many programs of a kernel take all pairs, each one block of them."""
     config = config_of(kernel, problem, weight).config
     return cdiv(problem.pairs, _fitted(config, problem)["BLOCK_M"])
+
+
+def splits_of(kernel: str, problem: Problem, weight: torch.Tensor) -> int:
+    """In how many sums over some of the pairs a kernel leaves the gradients of weights."""
+    return _split(kernel, problem, weight)[1]
+
+
+def _split(kernel: str, problem: Problem, weight: torch.Tensor) -> tuple[int, int]:
+    """Programs that one split takes, one for each block of outputs; and the splits."""
+    config = config_of(kernel, problem, weight).config
+    fitted = _fitted(config, problem)
+    outputs = problem.channels * (2 if kernel == WEIGHTS_IN else 1)
+    blocks = cdiv(outputs, fitted["BLOCK_O"])
+    programs = config.blocks["WAVES"] * multiprocessors(weight.device)
+    return blocks, max(1, min(programs // blocks, cdiv(problem.pairs, fitted["BLOCK_M"])))
 
 
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:

@@ -6,9 +6,8 @@ one after the other takes the place of what is no longer needed. Its layout, in 
 pairs, with ``gap`` a part of C::
 
     [ 0 .. gap )       [ gap .. C )    [ C .. C + gap )    [ C + gap .. 2 C + gap )
-                   x, then its gradient                     scratch of grad_output
-      the gradient of a                 scratch of          the gradient of b
-                                        grad_input
+                   x, then its gradient                     sums of weights_out
+      the gradient of a                sums of weights_in   the gradient of b
 
 The gradient of a moves ``gap`` channels down: as many at a time are multiplied, and what is
 written lies where the products before have read.
@@ -16,25 +15,28 @@ written lies where the products before have read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import prod
 
 import torch
 
+from megafold.ops.launcher import ALIGNMENT
 from megafold.ops.layer_norm.launch import as_rows
 from megafold.ops.sizes import cdiv
 from megafold.ops.triangle_multiplication import launch
 from megafold.ops.triangle_multiplication.launch import Problem
 
-# Of what the kernels write for the gradients of the weights: about what an L2 cache keeps.
-SCRATCH_BYTES = 24 * 2**20
-CHUNK_STEP = 256  # pairs that chunks begin at multiples of: whole blocks, aligned
+# A part of the channels is no smaller: room for the sums of the weights' gradients, which take
+# 16.5 MiB where 132 multiprocessors have 128 rows and as many channels each, or twice 64.
+PART_BYTES = 17 * 2**20
 MOST_PARTS = 4  # that the channels are multiplied in
 
 OPERANDS = (
     "z", "norm_in_weight", "norm_in_bias", "p_in_weight", "g_in_weight",
     "norm_out_weight", "norm_out_bias", "p_out_weight", "g_out_weight",
 )  # fmt: skip
-INNER = (*OPERANDS[:5], "g_out_weight")  # whose gradients come out of grad_input
+NORM_IN, NORM_OUT = OPERANDS[1:3], OPERANDS[5:7]
+WEIGHTS_IN, WEIGHTS_OUT = OPERANDS[3:5], OPERANDS[7:]
 
 Operands = dict[str, torch.Tensor | None]
 
@@ -136,53 +138,44 @@ class _Backward:
         self.channels, self.pairs = problem.channels, problem.pairs
         self.weight = operands["p_in_weight"]
         self.gap = cdiv(self.channels, parts(problem, self.weight.element_size()))
-        self.work = self._empty(2 * self.channels + self.gap, self.pairs)
+        self.work = self._empty((2 * self.channels + self.gap, self.pairs), self.weight.dtype)
         self.found: dict[str, torch.Tensor] = {}
 
     def __call__(self, grad: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradients by name: all that are wanted, and perhaps some that came with them."""
-        inner = self._asks(*INNER)
+        of_z = self._asks("z", *NORM_IN)
+        inner = of_z or self._asks(*WEIGHTS_IN)
         # The gradient of z takes the place of what goes into it by way of the gates.
-        grad_gate = None
-        if inner:
-            grad_gate = self._empty(self.pairs, self.channels, dtype=self.operands["z"].dtype)
-        self._through_output(grad, grad_gate)
+        z = self.operands["z"]
+        grad_gate = self._empty((self.pairs, self.channels), z.dtype) if of_z else None
+        self._through_output(grad, grad_gate, inner)
         if inner:
             self._through_product()
             self._through_input(grad_gate)
         return self.found
 
-    def _through_output(self, grad: torch.Tensor, grad_gate: torch.Tensor | None) -> None:
+    def _through_output(
+        self, grad: torch.Tensor, grad_gate: torch.Tensor | None, inner: bool
+    ) -> None:
         """The gradient of x where x was, those of the gates, and of the parameters behind x."""
-        o, channels = self.operands, self.channels
+        o, channels, problem = self.operands, self.channels, self.problem
         x = self.work[self.gap : self.gap + channels]
-        _multiply(self.edges, self.problem, self.outgoing, x)
-        of_weight = self._asks("p_out_weight")
-        sums = None
-        if self._asks("norm_out_weight", "norm_out_bias"):
-            programs = launch.programs_of(launch.GRAD_OUTPUT, self.problem, self.weight)
-            sums = self._empty(programs, 2, channels, dtype=torch.float32)
-        scratch, step = None, self.pairs
-        if of_weight:
-            scratch, step = self._scratch(self.work[channels + self.gap :], 2 * channels)
-        products = []
-        for first, rows in _chunks(self.pairs, step):
-            grad_u = y = None
-            if of_weight:
-                grad_u, y = scratch[: 2 * rows * channels].view(2, rows, channels)
-            launch.launch_grad_output(
-                self.problem, grad, x, o["z"], o["norm_in_weight"], o["norm_in_bias"],
-                o["norm_out_weight"], o["norm_out_bias"], o["p_out_weight"], o["g_out_weight"],
-                *self.stats, x if grad_gate is not None else None, grad_gate, grad_u, y, sums,
-                first, rows,
-            )  # fmt: skip
-            if of_weight:
-                product = self._empty(channels, channels)
-                products.append(torch.mm(grad_u.t(), y, out=product))
-        if sums is not None:
-            self._found_norm("norm_out", sums)
-        if of_weight:
-            self.found["p_out_weight"] = _total(products)
+        _multiply(self.edges, problem, self.outgoing, x)
+        operands = (
+            grad, x, o["z"], o["norm_in_weight"], o["norm_in_bias"], o["norm_out_weight"],
+            o["norm_out_bias"], o["p_out_weight"], o["g_out_weight"], *self.stats,
+        )  # fmt: skip
+        if self._asks(*WEIGHTS_OUT):
+            splits = launch.splits_of(launch.WEIGHTS_OUT, problem, self.weight)
+            spare = self.work[channels + self.gap :]
+            sums = self._sums(spare, splits, 2, channels, channels)
+            launch.launch_weights_out(problem, *operands, sums)
+            self._find(WEIGHTS_OUT, sums)
+        if inner or self._asks(*NORM_OUT):
+            sums = self._norm_sums(NORM_OUT, launch.GRAD_X)
+            grad_x = x if inner else None
+            launch.launch_grad_x(problem, *operands, grad_x, grad_gate, sums)
+            self._find(NORM_OUT, sums)
 
     def _through_product(self) -> None:
         """The gradients of a and b for that of x, part by part of the channels."""
@@ -201,77 +194,66 @@ class _Backward:
                 torch.bmm(b[part], of_x.transpose(1, 2), out=of_a)
                 torch.bmm(a[part], of_x, out=of_b)
 
-    def _through_input(self, grad_gate: torch.Tensor) -> None:
+    def _through_input(self, grad_gate: torch.Tensor | None) -> None:
         """The gradients of z, of the norm in front, and of the weights behind it."""
-        o, channels = self.operands, self.channels
-        of_weights = self._asks("p_in_weight", "g_in_weight", "g_out_weight")
-        sums = None
-        if self._asks("norm_in_weight", "norm_in_bias"):
-            programs = launch.programs_of(launch.GRAD_INPUT, self.problem, self.weight)
-            sums = self._empty(programs, 2, channels, dtype=torch.float32)
-        scratch, step = None, self.pairs
-        if of_weights:
-            scratch, step = self._scratch(self.work[channels : channels + self.gap], 6 * channels)
-        products = []
-        for first, rows in _chunks(self.pairs, step):
-            of_projected = n = None
-            if of_weights:
-                both = scratch[: 6 * channels * rows].view(6 * channels, rows)
-                of_projected, n = both[: 5 * channels], both[5 * channels :]
-            launch.launch_grad_input(
-                self.problem, self.work, grad_gate, o["z"], self.mask, o["norm_in_weight"],
-                o["norm_in_bias"], o["p_in_weight"], o["g_in_weight"], o["g_out_weight"],
-                self.stats[0], grad_gate if self._asks("z") else None, of_projected, n, sums,
-                self.gap, first, rows,
+        o, channels, problem = self.operands, self.channels, self.problem
+        of_norm = o["z"], self.mask, o["norm_in_weight"], o["norm_in_bias"]
+        weights = o["p_in_weight"], o["g_in_weight"]
+        if self._asks(*WEIGHTS_IN):
+            splits = launch.splits_of(launch.WEIGHTS_IN, problem, self.weight)
+            spare = self.work[channels : channels + self.gap]
+            sums = self._sums(spare, splits, 2, 2 * channels, channels)
+            launch.launch_weights_in(
+                problem, self.work, *of_norm, *weights, self.stats[0], sums, self.gap
+            )
+            self._find(WEIGHTS_IN, sums)
+        if grad_gate is not None:
+            sums = self._norm_sums(NORM_IN, launch.GRAD_Z)
+            grad_z = grad_gate if self._asks("z") else None
+            launch.launch_grad_z(
+                problem, self.work, grad_gate, *of_norm, *weights, o["g_out_weight"],
+                self.stats[0], grad_z, sums, self.gap,
             )  # fmt: skip
-            if of_weights:
-                product = self._empty(5 * channels, channels)
-                products.append(torch.mm(of_projected, n.t(), out=product))
-        self.found["z"] = grad_gate
-        if sums is not None:
-            self._found_norm("norm_in", sums)
-        if of_weights:
-            sizes = (2 * channels, 2 * channels, channels)
-            names = ("p_in_weight", "g_in_weight", "g_out_weight")
-            # Copies, for the results of an operator may share no memory.
-            apart = (t.clone() for t in _total(products).split(sizes))
-            self.found |= dict(zip(names, apart, strict=True))
+            self._find(NORM_IN, sums)
+            self.found["z"] = grad_gate
 
-    def _found_norm(self, name: str, sums: torch.Tensor) -> None:
-        """Add up the programs' shares of a norm's parameters, fp32 ``[programs, 2, C]``."""
-        for i, parameter in enumerate(("weight", "bias")):
-            self.found[f"{name}_{parameter}"] = sums[:, i].sum(dim=0)
+    def _find(self, names: Sequence[str], sums: torch.Tensor | None) -> None:
+        """Add up ``[many, 2, ..]``, what the programs found for two parameters, in order."""
+        if sums is None:
+            return
+        for name, total in zip(names, sums.sum(dim=0), strict=True):
+            if self._asks(name):  # a copy, for the results of an operator may share no memory
+                self.found[name] = total.to(self.operands[name].dtype, copy=True)
 
     def _asks(self, *names: str) -> bool:
         return not self.wanted.isdisjoint(names)
 
-    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype or self.weight.dtype, device=self.weight.device)
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.weight.device)
 
-    def _scratch(self, spare: torch.Tensor, per_pair: int) -> tuple[torch.Tensor, int]:
-        """Memory for ``per_pair`` numbers of each pair of a chunk, and how many pairs those are.
+    def _norm_sums(self, names: Sequence[str], kernel: str) -> torch.Tensor | None:
+        """Memory for what every program of a kernel sums for a norm, where that is asked for."""
+        if not self._asks(*names):
+            return None
+        programs = launch.programs_of(kernel, self.problem, self.weight)
+        return self._empty((programs, 2, self.channels), torch.float32)
 
-        What is spare of the buffer, where that is not much less than there should be.
-        """
-        enough = SCRATCH_BYTES // self.weight.element_size() // per_pair
-        step = CHUNK_STEP * max(1, enough // CHUNK_STEP)
-        there = CHUNK_STEP * (spare.numel() // per_pair // CHUNK_STEP)
-        if 2 * there >= min(step, self.pairs):
-            return spare.reshape(-1), min(there, step)
-        return self._empty(per_pair * min(step, self.pairs)), step
+    def _sums(self, spare: torch.Tensor, *shape: int) -> torch.Tensor:
+        """Memory for sums in fp32: what is spare of the buffer, where that is enough."""
+        flat = spare.view(-1)
+        begin = -flat.storage_offset() % ALIGNMENT  # numbers: no less aligned than bytes need
+        end = begin + prod(shape) * torch.float32.itemsize // flat.element_size()
+        if end > flat.numel():
+            return self._empty(shape, torch.float32)
+        return flat[begin:end].view(torch.float32).view(shape)
 
 
 def parts(problem: Problem, size: int) -> int:
     """In how many parts the channels are multiplied, so that one is not much of the memory."""
     found, of_z = 1, problem.pairs * problem.channels * size
-    while found < MOST_PARTS and 3 * of_z // (4 * found) >= SCRATCH_BYTES:
+    while found < MOST_PARTS and of_z // (2 * found) >= PART_BYTES:
         found *= 2
     return found
-
-
-def _chunks(pairs: int, step: int) -> Iterator[tuple[int, int]]:
-    """First pair and number of pairs of every chunk."""
-    return ((first, min(step, pairs - first)) for first in range(0, pairs, step))
 
 
 def _multiply(edges: torch.Tensor, problem: Problem, outgoing: bool, x: torch.Tensor) -> None:
@@ -282,13 +264,6 @@ def _multiply(edges: torch.Tensor, problem: Problem, outgoing: bool, x: torch.Te
     a, b = (_matrices(t, problem) for t in edges.chunk(2))
     left, right = (a, b.transpose(1, 2)) if outgoing else (a.transpose(1, 2), b)
     torch.bmm(left, right, out=_matrices(x, problem))
-
-
-def _total(products: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of the chunks' products, in order and in fp32."""
-    if len(products) == 1:
-        return products[0]
-    return torch.stack(products).sum(dim=0, dtype=torch.float32)
 
 
 def _problem(z: torch.Tensor) -> Problem:

@@ -16,10 +16,12 @@ from megafold.ops.layer_norm.kernels import load_channels
 
 
 @triton.jit
-def load_rows(p, o_m, o_c, stride, m_m, m_c, EVEN: tl.constexpr):
-    """A tile ``[M, C]`` of rows; zeros outside. EVEN: there is every channel."""
+def load_rows(p, o_m, o_c, stride, m_m, m_c, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr):
+    """A tile ``[M, C]`` of rows; zeros outside. EVEN: there is every row, every channel."""
     p_tile = p + o_m[:, None] * stride + o_c[None, :]
-    if EVEN:
+    if EVEN_M and EVEN_C:
+        return tl.load(p_tile)
+    elif EVEN_C:
         return tl.load(p_tile, mask=m_m[:, None], other=0.0)
     else:
         return tl.load(p_tile, mask=m_m[:, None] & m_c[None, :], other=0.0)
@@ -42,6 +44,25 @@ def channel_first(p, o_c, o_m, pairs):
 
 
 @triton.jit
+def load_first(p, o_c, o_m, pairs, m_c, m_m, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr):
+    """A tile ``[C, M]`` of a tensor with channels first; zeros outside."""
+    p_tile = channel_first(p, o_c, o_m, pairs)
+    if EVEN_M and EVEN_C:
+        return tl.load(p_tile)
+    else:
+        return tl.load(p_tile, mask=m_c[:, None] & m_m[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(p_tile, b, m, EVEN: tl.constexpr):
+    """Store a tile, all of it if EVEN."""
+    if EVEN:
+        tl.store(p_tile, b)
+    else:
+        tl.store(p_tile, b, mask=m)
+
+
+@triton.jit
 def scaled(b_normal, p_weight, p_bias, o_c, m_c):
     """Rows ``[M, C]`` of unit variance with a norm's scale and offset; zero without channel."""
     b_normal = b_normal * load_channels(p_weight, o_c, m_c, 1.0)
@@ -49,15 +70,26 @@ def scaled(b_normal, p_weight, p_bias, o_c, m_c):
 
 
 @triton.jit
-def unit_rows(b_x, p_stats, o_m, pairs, m_m, m_c):
+def unit_rows(b_x, p_stats, o_m, pairs, m_m, m_c, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr):
     """Rows ``[M, C]`` by their statistics, without scale and offset, fp32, and those.
 
     Returns them, zero where there is no channel, and one over their deviations ``[M]``.
     """
-    b_mean = tl.load(p_stats + o_m, mask=m_m, other=0.0)
-    b_rstd = tl.load(p_stats + pairs + o_m, mask=m_m, other=0.0)
+    b_mean = load_numbers(p_stats, o_m, m_m, EVEN_M)
+    b_rstd = load_numbers(p_stats + pairs, o_m, m_m, EVEN_M)
     b_normal = (b_x.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]
-    return tl.where(m_c[None, :], b_normal, 0.0), b_rstd
+    if not EVEN_C:
+        b_normal = tl.where(m_c[None, :], b_normal, 0.0)
+    return b_normal, b_rstd
+
+
+@triton.jit
+def load_numbers(p, o_m, m_m, EVEN_M: tl.constexpr):
+    """A number of each pair; zeros outside."""
+    if EVEN_M:
+        return tl.load(p + o_m)
+    else:
+        return tl.load(p + o_m, mask=m_m, other=0.0)
 
 
 @triton.jit
