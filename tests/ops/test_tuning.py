@@ -19,6 +19,7 @@ from tests.ops.evo import attention
 
 KERNEL = launch.FORWARD
 CPU = torch.device("cpu")
+FLAGS = ("KEYS_FIRST", "SHARED")  # blocks that are yes or no
 SIZES = (("D", 32), ("N", 384), ("K", 384), ("R", 384))
 ONE, OTHER = (ops.Config({"ROWS": n, "BLOCK_Q": 16, "BLOCK_K": 32}, 4, 1) for n in (1, 2))
 
@@ -125,9 +126,9 @@ def test_every_shipped_entry_is_of_a_kernel_and_has_its_blocks():
         for entry in entries:
             assert set(entry.blocks) == names[entry.kernel], device
             assert entry.bits in (16, 32)
-            sizes = {name: size for name, size in entry.blocks.items() if name != "KEYS_FIRST"}
+            sizes = {name: size for name, size in entry.blocks.items() if name not in FLAGS}
             assert all(size > 0 and size & (size - 1) == 0 for size in sizes.values())
-            assert entry.blocks.get("KEYS_FIRST", 0) in (0, 1)
+            assert all(entry.blocks.get(flag, 0) in (0, 1) for flag in FLAGS)
             assert all(entry.blocks[name] >= 16 for name in entry.blocks if "BLOCK" in name)
             assert entry.num_warps in (1, 2, 4, 8)
             assert entry.num_stages >= 1
