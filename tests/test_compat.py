@@ -98,7 +98,7 @@ def test_additive_mask_and_bias_are_those_of_the_equation(name, value, implement
 
 
 @each_evoformer
-@pytest.mark.parametrize("given", [{"mask", "bias"}, {"mask"}, {"bias"}, set()], ids=str)
+@pytest.mark.parametrize("given", [("mask", "bias"), ("mask",), ("bias",), ()], ids=str)
 def test_mask_and_bias_may_each_be_absent(name, given, generator):
     inputs, mask = evoformer_inputs(generator)
     if "bias" not in given:

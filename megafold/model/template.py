@@ -44,7 +44,7 @@ class TemplateEmbedder(nn.Module):
         same_chain = batch.asym_id[:, None] == batch.asym_id[None, :]
         from_z = self.linear_z(z)
         total = torch.zeros_like(from_z)
-        for slot in _slots(batch.template_mask):
+        for slot in range(batch.template_mask.shape[0]):
             features = _pair_features(batch, slot, same_chain).to(z.dtype)
             v = from_z + self.linear_a(features)
             for block in self.blocks:
@@ -52,11 +52,6 @@ class TemplateEmbedder(nn.Module):
             total = total + self.layer_norm_v(v) * batch.template_mask[slot]
         count = batch.template_mask.sum().clamp(min=1)
         return self.linear_out(torch.relu(total / count))
-
-
-def _slots(mask: torch.Tensor) -> list[int]:
-    """Slots to work on, of mask ``[T]`` bool: on a GPU all, so that nothing waits to look at it."""
-    return mask.nonzero().flatten().tolist() if mask.device.type == "cpu" else [*range(len(mask))]
 
 
 def _pair_features(batch: Batch, slot: int, same_chain: torch.Tensor) -> torch.Tensor:
