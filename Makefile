@@ -6,6 +6,8 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(CURDIR)/.venv/bin
 export PYTHON
+# Tests run side by side, each on one thread; ARGS="-n 0" has them one after another.
+PROCESSES := -n logical --maxprocesses 4 --dist loadgroup
 # Runs a command so that it, and the shell commands of notebooks, find `megafold` and `python`.
 WITH_VENV := PATH="$(BIN):$$PATH"
 
@@ -21,7 +23,7 @@ demo: setup ## run all notebooks and write them as web pages into outputs/demo/
 
 test: ## set up, then run every test (ARGS="-k cache" for some)
 	@scripts/setup.sh browser
-	@$(WITH_VENV) python -m pytest $(ARGS)
+	@$(WITH_VENV) OMP_NUM_THREADS=1 python -m pytest $(PROCESSES) $(ARGS)
 
 lab: setup ## open JupyterLab on the tour (ARGS="--no-browser" on a remote machine)
 	@$(WITH_VENV) JUPYTER_CONFIG_PATH="$(CURDIR)/config/jupyter" \

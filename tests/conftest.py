@@ -16,9 +16,13 @@ if not torch.cuda.is_available():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; put what needs a browser last.
 
-    The browser opens a notebook that uses a model which an earlier notebook's test has trained.
+    The browser opens a notebook that uses a model which an earlier notebook's test has trained:
+    where tests run in several processes, notebooks and browser have one of their own.
     """
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    for item in items:
+        if item.get_closest_marker("notebook") or item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group("notebooks"))
     if torch.cuda.is_available():
         return
     no_gpu = pytest.mark.skip(reason="no GPU on this machine")
