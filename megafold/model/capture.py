@@ -30,7 +30,7 @@ from torch import nn
 from megafold.model.replay import copied, recorded, surroundings, tensors
 
 _steps: ContextVar[CapturedSteps | None] = ContextVar("megafold_captured_steps", default=None)
-WARM_UPS = 2  # plain calls before one is recorded: kernels are compiled, libraries take memory
+PLAIN_CALLS = 1  # before one is recorded: what comes once is not worth it
 
 
 def captured(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -79,7 +79,7 @@ class CapturedSteps:
             seen, times = self._seen.get(name, (None, 0))
             times = times if seen == key else 0
             self._seen[name] = (key, times + 1)
-            if times < WARM_UPS:
+            if times < PLAIN_CALLS:
                 return function(*inputs)
             recording = self._recordings[name] = _Recording(function, module, key, inputs, grad)
         return recording(inputs)
@@ -100,6 +100,7 @@ class _Recording:
         for i in self._followed:
             self._copies[i].requires_grad_()
         leaves = [self._copies[i] for i in self._followed] + self._parameters
+        self._prepare(function, leaves)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # One stream for both: autograd runs a backward pass where its forward pass ran.
         stream = torch.cuda.Stream()
@@ -122,6 +123,20 @@ class _Recording:
                 )
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(t.detach() for t in outputs)
+
+    def _prepare(self, function: Callable[..., Any], leaves: list[torch.Tensor]) -> None:
+        """Both passes once, with the tensors that will be recorded.
+
+        Kernels are compiled and loaded for layouts, and the copies' are their own: while a stream
+        is recorded nothing may be loaded.
+        """
+        out = function(*self._inputs)
+        outputs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+        results = [t for t in outputs if t.requires_grad]
+        if results:
+            with torch.autocast("cuda", enabled=False):
+                zeros = [torch.zeros_like(t) for t in results]
+                torch.autograd.grad(results, leaves, zeros, allow_unused=True)
 
     def __call__(self, inputs: tuple) -> Any:
         given = list(tensors(inputs))
