@@ -158,7 +158,7 @@ def test_the_command_says_what_it_did(folders, capsys) -> None:
     assert "no database" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_what_is_finished(folders) -> None:
+def test_ctrl_c_leaves_what_is_finished(folders, request) -> None:
     """A real interrupt of the command, while it searches a database that never ends."""
     structures, out, databases = folders
     endless = out.parent / "endless.fasta"
@@ -178,7 +178,15 @@ def test_ctrl_c_leaves_what_is_finished(folders) -> None:
     arguments = [sys.executable, "-c", script, "search", str(structures), "--out", str(out),
                  "--proteins", str(databases.proteins),
                  "--to-pair", str(endless)]  # fmt: skip
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=os.environ)
+    # Ctrl-C as at a prompt: what a shell starts in the background ignores it, and so would this.
+    process = subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    request.addfinalizer(process.kill)
     for _ in range(600):
         if list((out / "searches").glob("*.a3m.gz")) if out.exists() else False:
             break
