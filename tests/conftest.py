@@ -13,19 +13,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; put what needs a browser last.
 
-    The browser opens a notebook that uses a model which an earlier notebook's test has trained:
-    where tests run in several processes, notebooks and browser have one of their own, and so have
-    the README's commands, which follow each other and write where notebooks do.
+    The browser opens a notebook that uses a model which an earlier notebook's test has trained.
+    Where tests run in several processes, those of a file stay together, the longest files come
+    first, and the browser's are among the shortest.
     """
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
-    for item in items:
-        readme = item.path.name == "test_readme.py"
-        if readme or item.get_closest_marker("notebook") or item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.xdist_group("notebooks"))
     if torch.cuda.is_available():
         return
     no_gpu = pytest.mark.skip(reason="no GPU on this machine")
