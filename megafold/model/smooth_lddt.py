@@ -71,7 +71,7 @@ class _SmoothLDDT(torch.autograd.Function):
 
 
 def _by_blocks(x: torch.Tensor) -> bool:
-    """Whether PyTorch does it."""
+    """Whether PyTorch does it: always in fp64, which the kernel does not take."""
     if x.dtype != torch.float32 or not x.numel() or ops.backend() == "torch":
         return True
     return not x.is_cuda and ops.backend() != "triton"
