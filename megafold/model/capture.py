@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from megafold.model.replay import copied, recorded, surroundings, tensors
 
@@ -95,16 +96,26 @@ class _Recording:
         self._inputs = copied(inputs)
         self._copies = list(tensors(self._inputs))
         given = list(tensors(inputs))
-        self._parameters = [p for p in module.parameters() if p.requires_grad] if grad else []
         self._followed = [i for i, t in enumerate(given) if grad and t.requires_grad]
         for i in self._followed:
             self._copies[i].requires_grad_()
-        leaves = [self._copies[i] for i in self._followed] + self._parameters
-        self._prepare(function, leaves)
+        trained = {n: p for n, p in module.named_parameters() if p.requires_grad and grad}
+        self._parameters = list(trained.values())
+        # Recorded with other names for the same memory: a parameter's own place in autograd may
+        # be held by a graph made earlier, on another stream, which a recording must not touch.
+        names = {f"module.{n}": p.detach().requires_grad_() for n, p in trained.items()}
+        leaves = [self._copies[i] for i in self._followed] + list(names.values())
+
+        def call() -> Any:
+            return functional_call(_Bound(module, function), names, self._inputs)
+
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # One stream for both: autograd runs a backward pass where its forward pass ran.
+        # One stream for all: autograd runs a backward pass where its forward pass ran.
         stream = torch.cuda.Stream()
-        out = recorded(self._forward, stream, lambda: function(*self._inputs))
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            _prepare(call, leaves)
+        out = recorded(self._forward, stream, call)
         self._single = isinstance(out, torch.Tensor)
         outputs = (out,) if self._single else tuple(out)
         self._wanted = [i for i, t in enumerate(outputs) if t.requires_grad]
@@ -123,20 +134,6 @@ class _Recording:
                 )
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(t.detach() for t in outputs)
-
-    def _prepare(self, function: Callable[..., Any], leaves: list[torch.Tensor]) -> None:
-        """Both passes once, with the tensors that will be recorded.
-
-        Kernels are compiled and loaded for layouts, and the copies' are their own: while a stream
-        is recorded nothing may be loaded.
-        """
-        out = function(*self._inputs)
-        outputs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
-        results = [t for t in outputs if t.requires_grad]
-        if results:
-            with torch.autocast("cuda", enabled=False):
-                zeros = [torch.zeros_like(t) for t in results]
-                torch.autograd.grad(results, leaves, zeros, allow_unused=True)
 
     def __call__(self, inputs: tuple) -> Any:
         given = list(tensors(inputs))
@@ -167,6 +164,32 @@ class _Recording:
         there = [g for g in self._gradients if g is not None]
         copies = iter(torch._foreach_mul(there, 1.0) if there else ())
         return [None if g is None else next(copies) for g in self._gradients]
+
+
+def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:
+    """Both passes once, with the tensors that will be recorded.
+
+    Kernels are compiled and loaded for layouts, and the copies' are their own: while a stream
+    is recorded nothing may be loaded.
+    """
+    out = call()
+    results = [t for t in ((out,) if isinstance(out, torch.Tensor) else out) if t.requires_grad]
+    if results:
+        with torch.autocast("cuda", enabled=False):
+            zeros = [torch.zeros_like(t) for t in results]
+            torch.autograd.grad(results, leaves, zeros, allow_unused=True)
+
+
+class _Bound(nn.Module):
+    """A function of a module as a module, which is what ``functional_call`` takes."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.call = lambda *inputs: function(*inputs)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.call(*inputs)
 
 
 class _Replay(torch.autograd.Function):
