@@ -58,7 +58,7 @@ def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
 def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats, eps) -> Any:
     """Fill ``edges`` and ``stats``; arguments as those of the kernel."""
     launcher = _launcher(
-        project_kernel, config_of(PROJECT, problem, p).config, problem, problem.pairs,
+        project_kernel, config_of(PROJECT, problem, p).config, problem, None,
         (z.stride(0), eps, problem.pairs, problem.channels), precision(p), z.device,
         *(layout(t) for t in (z, mask, norm_weight, norm_bias, p, g)),
     )  # fmt: skip
@@ -73,7 +73,7 @@ def launch_output(
     """Fill ``out`` and ``stats_out``; arguments as those of the kernel."""
     operands = (x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g)
     launcher = _launcher(
-        output_kernel, config_of(OUTPUT, problem, p).config, problem, problem.pairs,
+        output_kernel, config_of(OUTPUT, problem, p).config, problem, None,
         (z.stride(0), eps, problem.pairs, problem.channels), precision(p), z.device,
         *(layout(t) for t in (*operands, stats_in, stats_out)),
     )  # fmt: skip
