@@ -34,6 +34,8 @@ class TrainConfig:
     noise_weighting: NoiseWeighting = "karras"
     stage: str = "initial"  # of megafold.model.STAGES: which losses count
     seed: int = 0
+    # Compute in bfloat16 (autocast) where it suffices; weights and optimiser stay float32.
+    bfloat16: bool = False
     # On a GPU: replay steps of one shape as CUDA graphs, see megafold.model.capture.
     captured: bool = False
 
@@ -93,7 +95,8 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with self._captured:
+        device = batch.positions.device.type
+        with self._captured, torch.autocast(device, torch.bfloat16, self.config.bfloat16):
             losses = self._finite_losses(batch, step)
         losses.total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
