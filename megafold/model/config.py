@@ -73,9 +73,9 @@ CONFIGS = {
     # Trains on real crops on one GPU within minutes.
     "small": ModelConfig(
         name="small",
-        c_s=256, c_z=64, pairformer_blocks=8, pairformer_heads=8, cycles=2,
+        c_s=256, c_z=64, pairformer_blocks=8, pairformer_heads=8, triangle_heads=2, cycles=2,
         c_m=32, msa_blocks=2, msa_heads=4, c_outer_product=16, msa_rows=256,
-        c_template=32, template_blocks=1,
+        c_template=32, template_blocks=1, template_heads=2,
         c_atom=64, atom_blocks=2,
         c_token=384, c_fourier=128, diffusion_blocks=8, diffusion_heads=8,
         confidence_blocks=2,

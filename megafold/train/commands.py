@@ -27,14 +27,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="train a fresh model on one bundled entry until it knows it by heart",
         description="Writes ENTRY_MODEL_curve.csv (every step), ENTRY_MODEL_lddt.csv (every "
         "evaluation) and ENTRY_MODEL.cif (a sampled structure, pLDDT as B-factors). Exit status "
-        "1 where a target was asked for and not reached.",
+        "1 where a target was asked for and not reached. On a GPU it computes in bfloat16, and "
+        "the steps are replayed as CUDA graphs, which keeps the activations of all blocks.",
     )
     parser.add_argument("entry", help="a bundled entry, see `megafold samples`")
     parser.add_argument("--model", default="small", help="configuration (default: small)")
     parser.add_argument("--steps", type=int, default=4000, help="at most (default: 4000)")
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations (200)")
     parser.add_argument("--sampler-steps", type=int, default=50, help="of an evaluation (50)")
-    parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 3.6e-3)")
+    parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 5e-4)")
     parser.add_argument("--minutes", type=float, help="stop after so long")
     parser.add_argument("--target", type=float, help="stop at this lDDT of all atoms, 0 to 1")
     parser.add_argument("--out", required=True, help="folder")
@@ -48,16 +49,17 @@ def _memorise(arguments: argparse.Namespace) -> int:
     import torch
 
     import megafold
-    from megafold.train.memorising import MEMORISING, Recipe, memorise
+    from megafold.train.memorising import AT_LENGTH, Recipe, memorise
 
     try:
         device = megafold.device(arguments.device)
     except ValueError as error:
         print(f"megafold: {error}", file=sys.stderr)
         return 2
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.set_float32_matmul_precision("high")  # products in TensorFloat-32
-    train = MEMORISING
+    train = replace(AT_LENGTH, bfloat16=on_gpu, captured=on_gpu)
     if arguments.learning_rate is not None:
         train = replace(train, learning_rate=arguments.learning_rate)
     recipe = Recipe(

@@ -39,8 +39,9 @@ MEMORISING = TrainConfig(
     stage="fine_tuning_3",
 )
 
-# For a run of some 600 steps: half the rate every 200.
+# For a run of `tiny` of some 600 steps, and for one of `small`, which learns nothing at that rate.
 BRIEFLY = replace(MEMORISING, decay=0.5, decay_steps=200)
+AT_LENGTH = replace(MEMORISING, learning_rate=5e-4, decay=0.5, decay_steps=400)
 
 
 @dataclass(frozen=True)
