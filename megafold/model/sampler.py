@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
@@ -129,17 +128,20 @@ def integrate(
     """
     device = batch.ref_pos.device
     levels = noise_schedule(steps)
+    gamma = torch.where(levels[1:] > GAMMA_MIN, GAMMA_0, 0.0)
+    times = levels[:-1] * (gamma + 1.0)
+    extra = NOISE_SCALE * (times.square() - levels[:-1].square()).clamp(min=0.0).sqrt()
+    way = step_scale * (levels[1:] - times)
+    there = times.to(device)  # at once: a GPU waits for each small copy
     shape = (samples, batch.num_atoms, 3)
     x = levels[0] * torch.randn(shape, generator=generator).to(device)
     guesses = []
-    for previous, level in itertools.pairwise(levels):
+    plan = zip(times.tolist(), extra.tolist(), way.tolist(), there, strict=True)
+    for t, noise, step, time in plan:
         x = centre_random_augmentation(x, batch.atom_mask, generator)
-        gamma = GAMMA_0 if level > GAMMA_MIN else 0.0
-        t = previous * (gamma + 1.0)
-        extra = NOISE_SCALE * (t.square() - previous.square()).clamp(min=0.0).sqrt()
-        x = x + extra.to(device) * torch.randn(shape, generator=generator).to(device)
-        guess = denoise(x, t.to(device))
-        x = x + step_scale * (level - t).to(device) * (x - guess) / t.to(device)
+        x = x + noise * torch.randn(shape, generator=generator).to(device)
+        guess = denoise(x, time)
+        x = x + step * (x - guess) / t
         guesses.append(guess)
     if trajectory:
         return Trajectory(x, torch.stack(guesses), levels[:-1])
