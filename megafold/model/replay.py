@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from megafold import ops
 
@@ -79,15 +80,22 @@ class Recording:
         self.key = key
         self._changing = copied(changing)
         self._given = copied(given)
+        self._weights = cast_weights(module, changing[0].device.type)
+        # Not the module itself, which must not live on because of its recording.
+        self._uncast = [module.get_parameter(name) for name in self._weights]
         self._graph = torch.cuda.CUDAGraph()
         self._out = recorded(
-            self._graph, torch.cuda.Stream(), lambda: module(*self._changing, *self._given)
+            self._graph,
+            torch.cuda.Stream(),
+            lambda: functional_call(module, self._weights, (*self._changing, *self._given)),
         )
 
     def set_given(self, given: tuple) -> None:
-        """Let the next replays read these values."""
+        """Let the next replays read these values, and the weights as they are now."""
         for kept, new in zip(tensors(self._given), tensors(given), strict=True):
             kept.copy_(new)
+        if self._weights:
+            torch._foreach_copy_(list(self._weights.values()), self._uncast)
 
     def __call__(self, *changing: torch.Tensor) -> torch.Tensor:
         for kept, new in zip(self._changing, changing, strict=True):
@@ -115,6 +123,19 @@ def recorded(
         torch.set_autocast_cache_enabled(cached)
     torch.cuda.current_stream().wait_stream(stream)
     return out
+
+
+def cast_weights(module: nn.Module, device: str) -> dict[str, torch.Tensor]:
+    """Copies, by name, of the weights that autocast would cast in every call; none without it."""
+    if not torch.is_autocast_enabled(device):
+        return {}
+    dtype = torch.get_autocast_dtype(device)
+    return {
+        name: parameter.detach().to(dtype)
+        for prefix, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+        for name, parameter in layer.named_parameters(prefix)
+    }
 
 
 def surroundings(module: nn.Module, inputs: tuple) -> Any:

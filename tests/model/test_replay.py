@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from megafold.model import AlphaFold3, replay, sample
 from tests.model.seeds import seeded
@@ -56,6 +57,23 @@ def test_a_copy_shares_no_memory_and_has_all_else():
     for one, other in pairs:
         assert torch.equal(one, other)
         assert one.data_ptr() != other.data_ptr()
+
+
+@torch.no_grad()
+def test_weights_cast_ahead_change_no_number(batch):
+    model = AlphaFold3.from_name("tiny")
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=seeded())
+    assert replay.cast_weights(model.diffusion, "cpu") == {}
+    x, t = torch.randn(2, batch.num_atoms, 3, generator=seeded()), torch.tensor([3.0, 8.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        trunk = model(batch, generator=seeded(), cycles=1)
+        inputs = (x, t, batch, trunk.windows, model.diffusion.condition(batch, trunk))
+        weights = replay.cast_weights(model.diffusion, "cpu")
+        assert len(weights) > 100
+        assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+        found = functional_call(model.diffusion, weights, inputs)
+        assert torch.equal(found, model.diffusion(*inputs))
 
 
 @pytest.mark.gpu
