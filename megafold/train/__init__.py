@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         sample_memorised,
         save_run,
     )
+    from megafold.train.runs import RecordedRun, read_run, read_runs, write_run
     from megafold.train.trainer import StepRecord, TrainConfig, Trainer
 
 _HOMES = {
@@ -27,13 +28,17 @@ _HOMES = {
     "Evaluation": "memorising",
     "Memorised": "memorising",
     "Recipe": "memorising",
+    "RecordedRun": "runs",
     "StepRecord": "trainer",
     "TrainConfig": "trainer",
     "Trainer": "trainer",
     "load_or_memorise": "memorising",
     "memorise": "memorising",
+    "read_run": "runs",
+    "read_runs": "runs",
     "sample_memorised": "memorising",
     "save_run": "memorising",
+    "write_run": "runs",
 }
 
 __all__ = [
@@ -41,13 +46,17 @@ __all__ = [
     "Evaluation",
     "Memorised",
     "Recipe",
+    "RecordedRun",
     "StepRecord",
     "TrainConfig",
     "Trainer",
     "load_or_memorise",
     "memorise",
+    "read_run",
+    "read_runs",
     "sample_memorised",
     "save_run",
+    "write_run",
 ]
 
 

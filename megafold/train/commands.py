@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-    from megafold.train.memorising import Memorised
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +17,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "memorise",
         help="train a fresh model on one bundled entry until it knows it by heart",
         description="Writes ENTRY_MODEL_curve.csv (every step), ENTRY_MODEL_lddt.csv (every "
-        "evaluation) and ENTRY_MODEL.cif (a sampled structure, pLDDT as B-factors). Exit status "
+        "evaluation) and ENTRY_MODEL.cif (a sampled structure on the experiment, pLDDT as "
+        "B-factors). Exit status "
         "1 where a target was asked for and not reached. On a GPU it computes in bfloat16, and "
         "the steps are replayed as CUDA graphs, which keeps the activations of all blocks.",
     )
@@ -50,6 +42,7 @@ def _memorise(arguments: argparse.Namespace) -> int:
 
     import megafold
     from megafold.train.memorising import AT_LENGTH, Recipe, memorise
+    from megafold.train.runs import write_run
 
     try:
         device = megafold.device(arguments.device)
@@ -79,7 +72,7 @@ def _memorise(arguments: argparse.Namespace) -> int:
             target=arguments.target,
             seconds=None if arguments.minutes is None else 60 * arguments.minutes,
         )
-        files = _write(run, device, Path(arguments.out))
+        files = write_run(run, device, Path(arguments.out))
     except (ValueError, FloatingPointError, MemoryError) as error:
         print(f"megafold: {error}", file=sys.stderr)
         return 2
@@ -96,44 +89,3 @@ def _report(steps: Iterable[int], desc: str = "") -> Iterable[int]:
     from tqdm import tqdm
 
     return tqdm(steps, desc=desc, unit="step", disable=not sys.stderr.isatty())
-
-
-def _write(run: Memorised, device: torch.device, folder: Path) -> list[Path]:
-    from megafold import data
-    from megafold.atomic import atomic_write
-    from megafold.model import predict_confidence
-    from megafold.train.memorising import sample_memorised
-
-    recipe = run.recipe
-    batch = data.example_batch(recipe.entry, seed=recipe.train.seed).to(device)
-    x = sample_memorised(run.model, batch, recipe)
-    plddt = predict_confidence(run.model, batch, x[None]).plddt[0]
-    structure = data.predicted_structure(batch.layout, x.cpu(), name=f"{recipe.entry} memorised")
-    stem = f"{recipe.entry}_{recipe.model}"
-    curve = [
-        {
-            "step": record.step + 1,
-            **record.losses,
-            "gradient_norm": record.gradient_norm,
-            "learning_rate": record.learning_rate,
-            "seconds": record.seconds,
-        }
-        for record in run.history
-    ]
-    tables = {"curve": curve, "lddt": [asdict(one) for one in run.evaluations]}
-    files = [
-        atomic_write(folder / f"{stem}_{kind}.csv", _table(rows).encode())
-        for kind, rows in tables.items()
-    ]
-    path = folder / f"{stem}.cif"
-    return [*files, data.write_mmcif(structure, path, b_factors=plddt.cpu().numpy())]
-
-
-def _table(rows: list[dict[str, object]]) -> str:
-    """CSV with the columns of all rows; a loss that a step did not have is left empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

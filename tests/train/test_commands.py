@@ -7,6 +7,7 @@ import csv
 import gemmi
 
 from megafold import cli
+from megafold.train import read_runs
 
 SHORT = ["train", "memorise", "1as5", "--model", "tiny", "--device", "cpu", "--sampler-steps", "2"]
 
@@ -27,6 +28,13 @@ def test_a_run_leaves_its_curve_its_scores_and_a_structure(tmp_path, capsys):
     assert [row["step"] for row in rows(tmp_path / "1AS5_tiny_lddt.csv")] == ["2", "3"]
     structure = gemmi.read_structure(str(tmp_path / "1AS5_tiny.cif"))
     assert structure[0].count_atom_sites() == 185
+    (run,) = read_runs(tmp_path)
+    assert (run.entry, run.model, len(run.history)) == ("1AS5", "tiny", 3)
+    assert run.history[2].step == 2
+    assert run.history[0].losses["total"] == float(curve[0]["total"])
+    assert run.seconds == sum(float(row["seconds"]) for row in curve)
+    assert [one.step for one in run.evaluations] == [2, 3]
+    assert run.structure == tmp_path / "1AS5_tiny.cif"
     out = capsys.readouterr().out
     assert "3 steps in" in out
     assert "memorised, not predicted" in out
