@@ -125,6 +125,34 @@ def lddt_curve(evaluations: Sequence[EvaluationLike], *, source: str = "") -> go
     return theme.caption(figure, source) if source else figure
 
 
+def lddt_curves(
+    runs: Mapping[str, Sequence[EvaluationLike]], *, title: str, source: str = ""
+) -> go.Figure:
+    """lDDT of all atoms of sampled structures against the training step, a line for each run.
+
+    Raises:
+        ValueError: there is no run, or one without any evaluation.
+    """
+    empty = [name for name, evaluations in runs.items() if not evaluations]
+    if empty or not runs:
+        raise ValueError(f"there is no evaluation to draw: {', '.join(empty) or 'no run'}")
+    figure = go.Figure()
+    for name, evaluations in runs.items():
+        figure.add_scatter(
+            x=[e.step for e in evaluations],
+            y=[e.lddt for e in evaluations],
+            mode="lines+markers",
+            name=name,
+            hovertemplate="step %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(
+        title=title,
+        xaxis={"title": {"text": "training step"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "lDDT, all atoms"}, "range": [0, 1.03]},
+    )
+    return theme.caption(figure, source) if source else figure
+
+
 def distance_maps(
     predicted: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None
 ) -> go.Figure:

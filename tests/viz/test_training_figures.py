@@ -55,6 +55,18 @@ def test_lddt_is_drawn_from_nought_to_one() -> None:
         training_figures.lddt_curve([])
 
 
+def test_runs_are_lines_side_by_side() -> None:
+    runs = {"one": [Evaluation(1, 0.4, 0.5), Evaluation(3, 0.7, 0.8)], "two": [Evaluation(2, 1, 1)]}
+    figure = training_figures.lddt_curves(runs, title="Learnt by heart")
+    assert [(t.name, list(t.x), list(t.y)) for t in figure.data] == [
+        ("one", [1, 3], [0.4, 0.7]),
+        ("two", [2], [1]),
+    ]
+    for without in ({}, {"one": []}):
+        with pytest.raises(ValueError, match=r"no evaluation to draw: (no run|one)"):
+            training_figures.lddt_curves(without, title="")
+
+
 def test_distance_maps_show_distances_and_their_difference() -> None:
     true = np.array([[0.0, 0, 0], [3, 4, 0], [0, 0, 12]])
     figure = training_figures.distance_maps(2 * true, true)
