@@ -10,6 +10,7 @@ from megafold import ops
 from megafold.bench import accuracy, cases
 from megafold.bench.memory import saved_tensors
 from megafold.ops.conditioned_transition import library
+from megafold.ops.transition import passes
 from tests.numerics import DEVICE, assert_case_accurate, draw
 
 ON_GPU = pytest.mark.gpu
@@ -45,11 +46,24 @@ def plainly(inputs):
     return torch.sigmoid(scale) * (hidden @ out.T)
 
 
+def assert_case_accurate_by_kernels(shape, dtype):
+    with ops.use("triton"):
+        assert_case_accurate(cases.case("conditioned_transition", shape), dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_every_gradient_are_as_accurate_as_eager(shape, dtype):
-    with ops.use("triton"):
-        assert_case_accurate(cases.case("conditioned_transition", shape), dtype)
+    assert_case_accurate_by_kernels(shape, dtype)
+
+
+def test_products_in_fp32_are_added_up_in_parts(monkeypatch):
+    """No sum takes more terms than it must; in small parts the results are the same."""
+    assert [part.stop for part in passes._parts(512)] == [512]
+    assert [part.stop for part in passes._parts(1536)] == [512, 1024, 1536]
+    assert [part.stop for part in passes._parts(10000)] == [2500, 5000, 7500, 10000]
+    monkeypatch.setattr(passes, "TERMS", 5)
+    assert_case_accurate_by_kernels("S2 N9 A136 C24 H40", torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 
 from megafold.ops.checks import autocast_enabled
+from megafold.ops.sizes import cdiv
 from megafold.ops.transition import launch
 from megafold.ops.transition.elementwise import (
     gate_backward_kernel,
@@ -17,6 +17,11 @@ from megafold.ops.transition.elementwise import (
     swiglu_forward_kernel,
 )
 from megafold.ops.transition.launch import Problem
+
+# The library may add up all terms of a product in fp32 one by one, and the error grows as the root
+# of how many one sum takes: it is given no fewer than these at a time, in so many parts at most.
+TERMS = 512
+MOST_PARTS = 4
 
 
 def forward(
@@ -55,9 +60,9 @@ def forward(
             if norm:
                 of_stats = stats if of_x is flat_x else stats[:, rows]
                 launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, of_stats, eps)
-            pairs = F.linear(normalised, both)
+            pairs = _product(normalised, both.t())
             launch.launch_swiglu(swiglu_forward_kernel, pairs)
-            torch.mm(pairs[:, : problem.hidden], out.t(), out=_part(flat_y, rows))
+            _product_into(_part(flat_y, rows), pairs[:, : problem.hidden], out.t())
             del normalised, pairs  # before the next chunk's are made
     return y, stats
 
@@ -170,8 +175,8 @@ def _products_backward(
             normalised = _normalised(of_x, gate.dtype, stats is not None)
             if stats is not None:
                 launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, None, eps)
-            pairs = F.linear(normalised, both)
-            activation = torch.mm(of_grad, out)  # its gradient, until the kernel replaces it
+            pairs = _product(normalised, both.t())
+            activation = _product(of_grad, out)  # its gradient, until the kernel replaces it
             launch.launch_swiglu(swiglu_backward_kernel, pairs, activation)
             if for_gate or for_value:
                 of_both = _plus_product(of_both, pairs, normalised)
@@ -181,7 +186,7 @@ def _products_backward(
                 _product_into(_part(grad_x, rows), pairs, both)
             elif grad_x is not None or for_weight or for_bias:
                 # The normalised rows have been multiplied: their gradient takes their place.
-                torch.mm(pairs, both, out=normalised)
+                _product_into(normalised, pairs, both)
                 _, of_chunk = launch.launch_norm_backward(
                     normalised, of_x, norm_weight, of_stats, _part(grad_x, rows),
                     for_weight or for_bias,
@@ -258,18 +263,38 @@ def _plus_product(
 ) -> torch.Tensor:
     """``total + left^T right``; from the second chunk on the total is kept in fp32."""
     if total is None:
-        return torch.mm(left.t(), right)
+        return _product(left.t(), right)
     if left.dtype == torch.float32:
-        return total.addmm_(left.t(), right)
+        for terms in _parts(right.shape[0]):
+            total.addmm_(left[terms].t(), right[terms])
+        return total
     return _as(total, torch.float32).add_(torch.mm(left.t(), right))
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left right``, in their dtype."""
+    result = left.new_empty((left.shape[0], right.shape[1]))
+    _product_into(result, left, right)
+    return result
 
 
 def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """``left right`` into a tensor of any dtype."""
-    if result.dtype == left.dtype:
-        torch.mm(left, right, out=result)
+    if result.dtype != left.dtype:
+        result.copy_(_product(left, right))
+    elif left.dtype == torch.float32:
+        first, *others = _parts(right.shape[0])
+        torch.mm(left[:, first], right[first], out=result)
+        for terms in others:
+            result.addmm_(left[:, terms], right[terms])
     else:
-        result.copy_(torch.mm(left, right))
+        torch.mm(left, right, out=result)
+
+
+def _parts(terms: int) -> list[slice]:
+    """The terms that a sum in fp32 takes at a time."""
+    step = max(TERMS, cdiv(terms, MOST_PARTS))
+    return [slice(start, start + step) for start in range(0, terms, step)]
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
