@@ -36,6 +36,20 @@ def test_every_kernel_with_a_table_is_launched_by_a_case_of_training():
     assert found == set(kernels())
 
 
+@pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_no_more_programs_are_launched_than_there_are_blocks(op, dtype):
+    """By elements of the largest tensor: the least block is one of 16 keys of heads of 32.
+
+    Programs beyond the last block do nothing, so that no result shows them: time alone does.
+    """
+    for case in cases.registered(op, "full"):
+        for one in Pass(case, META, dtype).launched()[1]:
+            largest = max(t.numel() for t in one.tensors if t is not None)
+            (programs, *_) = one.launcher.grid
+            assert programs * 512 <= largest, (case.shape, one.kernel)
+
+
 @pytest.mark.parametrize("op", OPERATORS)
 def test_the_kernels_of_a_case_are_those_its_operator_explains(op):
     case = cases.registered(op, "small")[-1]

@@ -12,7 +12,9 @@ import torch
 
 from megafold import ops
 from megafold.bench import accuracy, cases
+from megafold.bench.launches import META, Pass
 from megafold.bench.memory import saved_bytes
+from megafold.ops.sizes import OF_AN_H100
 from megafold.ops.triangle_multiplication import launch, passes
 from tests.numerics import DEVICE, assert_accurate, draw
 from tests.ops.layer_norms import (
@@ -224,6 +226,8 @@ def test_channels_in_parts(way, dtype, monkeypatch):
 @each_dtype
 def test_sums_of_gradients_lie_in_what_is_spare_of_the_buffer(dtype, monkeypatch):
     """Where it is large enough, wherever it begins: the same as in memory of their own."""
+    # So many splits, and so much memory for sums, whatever GPU this is.
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1)
     case, inputs, grad = drawn("B1 N15 C5", dtype)
     found, own = results_of(case, inputs, grad), []
 
@@ -243,6 +247,21 @@ def test_parts_are_many_where_a_part_is_large():
         return passes.parts(launch.Problem(1, tokens, 128), 2)
 
     assert [parts(tokens) for tokens in (32, 256, 384, 768, 2048)] == [1, 1, 2, 4, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("tokens", [383, 384])
+def test_a_program_for_each_block_of_pairs(tokens, dtype):
+    """And for the gradients of weights no more than the multiprocessors are to run at a time."""
+    case = cases.case(OP, f"B1 N{tokens} C128")
+    _, launched = Pass(case, META, dtype).launched()
+    assert [one.kernel for one in launched] == [*launch.KERNELS]
+    for one in launched:
+        programs, block = one.launcher.grid[0], one.launcher.constants["BLOCK_M"]
+        if one.kernel in launch.OF_WEIGHTS:
+            assert programs <= 2 * OF_AN_H100
+        else:
+            assert 0 <= programs * block - tokens**2 < block
 
 
 # -- What is computed and kept.
