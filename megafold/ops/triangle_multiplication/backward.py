@@ -14,6 +14,7 @@ import triton.language as tl
 from megafold.ops.layer_norm.kernels import grad_of_normalised, load_channels
 from megafold.ops.products import add_dot, dot
 from megafold.ops.triangle_multiplication.tiles import (
+    add_product,
     channel_first,
     load_first,
     load_rows,
@@ -134,6 +135,7 @@ def grad_z_kernel(
         b_mask = tl.load(p_mask + i_m + o_m, mask=m_m, other=0) != 0
 
     b_grad_n = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    b_lost = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for i_o in range(0, 2 * channels, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         m_o = o_o < 2 * channels
@@ -148,15 +150,17 @@ def grad_z_kernel(
             # Not a mask of the load: one by pairs would have it move two bytes at a time.
             b_of_p = tl.where(b_mask[:, None], b_of_p, 0.0)
         b_of_g = (b_of_p * b_p * (1.0 - b_gate)).to(PRODUCT)
-        b_grad_n = add_dot(b_of_p.to(PRODUCT), b_wp, b_grad_n, PRECISION)
-        b_grad_n = add_dot(b_of_g, b_wg, b_grad_n, PRECISION)
+        b_of_p = b_of_p.to(PRODUCT)
+        b_grad_n, b_lost = add_product(b_of_p, b_wp, b_grad_n, b_lost, PRECISION)
+        b_grad_n, b_lost = add_product(b_of_g, b_wg, b_grad_n, b_lost, PRECISION)
     for i_o in range(0, channels, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         m_o = o_o < channels
         b_wg = load_rows(p_g_out, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
         p_rows = p_grad_gate + i_m * channels
         b_of_g = load_rows(p_rows, o_m, o_o, channels, m_m, m_o, EVEN_M, EVEN)
-        b_grad_n = add_dot(b_of_g.to(PRODUCT), b_wg, b_grad_n, PRECISION)
+        b_of_g = b_of_g.to(PRODUCT)
+        b_grad_n, b_lost = add_product(b_of_g, b_wg, b_grad_n, b_lost, PRECISION)
 
     # Read again: kept over the loops, it would take registers from them.
     b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, EVEN_M, EVEN)

@@ -14,8 +14,14 @@ import triton
 import triton.language as tl
 
 from megafold.ops.layer_norm.kernels import load_channels
-from megafold.ops.products import add_dot, dot
-from megafold.ops.triangle_multiplication.tiles import load_first, load_rows, scaled, unit_rows
+from megafold.ops.products import dot
+from megafold.ops.triangle_multiplication.tiles import (
+    add_product,
+    load_first,
+    load_rows,
+    scaled,
+    unit_rows,
+)
 
 
 @triton.jit
@@ -55,6 +61,8 @@ def weights_out_kernel(
     b_wg = load_rows(p_g, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
     b_of_wp = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     b_of_wg = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    b_lost_wp = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    b_lost_wg = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     for i_block in range(i_split, tl.cdiv(pairs, BLOCK_M), splits):
         i_m = tl.cast(i_block, tl.int64) * BLOCK_M
         o_m = tl.arange(0, BLOCK_M)
@@ -71,13 +79,10 @@ def weights_out_kernel(
         b_gate = tl.sigmoid(dot(b_wg, tl.trans(b_n), PRECISION))
         b_of_u = tl.trans(b_grad).to(tl.float32) * b_gate
         b_of_g = (b_of_u * b_u * (1.0 - b_gate)).to(PRODUCT)
-        b_of_wp = add_dot(b_of_u.to(PRODUCT), b_y, b_of_wp, PRECISION)
-        b_of_wg = add_dot(b_of_g, b_n, b_of_wg, PRECISION)
-    size = channels * channels
-    p_own = p_sums + i_split.to(tl.int64) * 2 * size + o_o[:, None] * channels + o_c[None, :]
-    m = m_o[:, None] & m_c[None, :]
-    tl.store(p_own, b_of_wp, mask=m)
-    tl.store(p_own + size, b_of_wg, mask=m)
+        b_of_u = b_of_u.to(PRODUCT)
+        b_of_wp, b_lost_wp = add_product(b_of_u, b_y, b_of_wp, b_lost_wp, PRECISION)
+        b_of_wg, b_lost_wg = add_product(b_of_g, b_n, b_of_wg, b_lost_wg, PRECISION)
+    _store(p_sums, i_split, b_of_wp, b_of_wg, o_o, o_c, channels, channels)
 
 
 @triton.jit
@@ -117,6 +122,8 @@ def weights_in_kernel(
     o_e = o_o + tl.where(o_o < channels, 0, gap)
     b_of_wp = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     b_of_wg = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    b_lost_wp = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    b_lost_wg = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     for i_block in range(i_split, tl.cdiv(pairs, BLOCK_M), splits):
         i_m = tl.cast(i_block, tl.int64) * BLOCK_M
         o_m = tl.arange(0, BLOCK_M)
@@ -132,10 +139,17 @@ def weights_in_kernel(
             b_mask = tl.load(p_mask + i_m + o_m, mask=m_m, other=0) != 0
             b_of_p = tl.where(b_mask[None, :], b_of_p, 0.0)
         b_of_g = (b_of_p * b_p * (1.0 - b_gate)).to(PRODUCT)
-        b_of_wp = add_dot(b_of_p.to(PRODUCT), b_n, b_of_wp, PRECISION)
-        b_of_wg = add_dot(b_of_g, b_n, b_of_wg, PRECISION)
-    size = 2 * channels * channels
+        b_of_p = b_of_p.to(PRODUCT)
+        b_of_wp, b_lost_wp = add_product(b_of_p, b_n, b_of_wp, b_lost_wp, PRECISION)
+        b_of_wg, b_lost_wg = add_product(b_of_g, b_n, b_of_wg, b_lost_wg, PRECISION)
+    _store(p_sums, i_split, b_of_wp, b_of_wg, o_o, o_c, 2 * channels, channels)
+
+
+@triton.jit
+def _store(p_sums, i_split, b_of_wp, b_of_wg, o_o, o_c, outputs, channels):
+    """A split's sums of rows ``o_o`` of two weights ``[outputs, channels]``."""
+    size = outputs * channels
     p_own = p_sums + i_split.to(tl.int64) * 2 * size + o_o[:, None] * channels + o_c[None, :]
-    m = m_o[:, None] & m_c[None, :]
+    m = (o_o < outputs)[:, None] & (o_c < channels)[None, :]
     tl.store(p_own, b_of_wp, mask=m)
     tl.store(p_own + size, b_of_wg, mask=m)
