@@ -28,7 +28,8 @@ KERNELS = (FORWARD, GRAD_ROWS, GRAD_WEIGHTS)  # those with block sizes in tables
 
 WIDEST_FUSED = 128  # channels of which a program holds rows, beside their weights
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
-SCRATCH_BYTES = 2**27  # of hidden activations at a time; more where x itself is larger
+SCRATCH_BYTES = 2**27  # of hidden activations at a time
+SCRATCH_OF_X = 1.25  # of the size of x, where that is more: three waves of an H100 for 589,824 rows
 SCRATCH_OF_PRODUCTS = 200 * 10**6  # the same by products: these are faster the more rows they have
 CHUNK_STEP = 128  # chunks of rows begin at multiples of this: whole blocks, aligned
 AT_A_TIME = 2  # programs of the kernel by rows that registers let a multiprocessor run
@@ -96,16 +97,16 @@ def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def chunks(rows: int, bytes_per_row: int, x_bytes: int, wave: int = 1) -> Iterator[slice]:
+def chunks(rows: int, bytes_per_row: int, spare: int, wave: int = 1) -> Iterator[slice]:
     """Rows in chunks of about one size, whose scratch memory is within bounds.
 
     Args:
         bytes_per_row: of scratch memory.
-        x_bytes: the size of x, or what else scratch memory may take where that is more.
+        spare: bytes that scratch memory may take where that is more than SCRATCH_BYTES.
         wave: rows that a GPU takes at a time; chunks are multiples of it where one is within
             the bounds, so that no multiprocessor is idle while a chunk ends.
     """
-    most = max(SCRATCH_BYTES, x_bytes) // max(bytes_per_row, 1)
+    most = max(SCRATCH_BYTES, spare) // max(bytes_per_row, 1)
     unit = CHUNK_STEP if most < wave else CHUNK_STEP * cdiv(wave, CHUNK_STEP)
     most = max(1, most // unit) * unit
     step = unit * cdiv(cdiv(rows, cdiv(rows, most)), unit)

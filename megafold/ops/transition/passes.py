@@ -121,7 +121,8 @@ def _fused_backward(
     of_weights = any(asked[2:])
     # Without gradients of weights nothing is written but the results.
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
-    parts = list(launch.chunks(problem.rows, per_row, x.numel() * size, by_rows.wave))
+    spare = int(launch.SCRATCH_OF_X * x.numel() * size)
+    parts = list(launch.chunks(problem.rows, per_row, spare, by_rows.wave))
     sums = by_rows.sums(x) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
