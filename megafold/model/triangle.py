@@ -61,8 +61,8 @@ class TriangleAttention(nn.Module):
     def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         layers = (self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_b)
         widths = [layer.out_features for layer in layers]
-        widths.append(-sum(widths) % ALIGNED)
-        padding = self.linear_b.weight.new_zeros(widths[-1], z.shape[-1])
+        padding = self.linear_b.weight.new_zeros(-sum(widths) % ALIGNED, z.shape[-1])
+        widths[-1] += len(padding)  # so that every part is aligned, in the backward pass too
         # One LayerNorm feeds all five projections.
         projected = ops.layer_norm_linear(
             z,
@@ -71,9 +71,10 @@ class TriangleAttention(nn.Module):
             torch.cat([*(layer.weight for layer in layers), padding]),
             eps=self.layer_norm.eps,
         )
-        q, k, v, g, b, _ = projected.split(widths, dim=-1)
+        q, k, v, g, b = projected.split(widths, dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).unsqueeze(0) for x in (q, k, v))
-        b, mask = b.permute(2, 0, 1).unsqueeze(0), mask.unsqueeze(0)
+        b = b[..., : self.heads].permute(2, 0, 1).unsqueeze(0)
+        mask = mask.unsqueeze(0)
         if self.starting:
             out = ops.evo_attention(q, k, v, mask, b).squeeze(0)
         else:
