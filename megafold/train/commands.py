@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, default=4000, help="at most (default: 4000)")
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations (200)")
     parser.add_argument("--sampler-steps", type=int, default=50, help="of an evaluation (50)")
-    parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 5e-4)")
+    parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 1e-3)")
     parser.add_argument("--minutes", type=float, help="stop after so long")
     parser.add_argument("--target", type=float, help="stop at this lDDT of all atoms, 0 to 1")
     parser.add_argument("--out", required=True, help="folder")

@@ -39,9 +39,9 @@ MEMORISING = TrainConfig(
     stage="fine_tuning_3",
 )
 
-# For a run of `tiny` of some 600 steps, and for one of `small`, which learns nothing at that rate.
+# For a run of `tiny` of some 500 steps, and for one of `small`, which learns nothing at that rate.
 BRIEFLY = replace(MEMORISING, decay=0.5, decay_steps=200)
-AT_LENGTH = replace(MEMORISING, learning_rate=5e-4, decay=0.5, decay_steps=400)
+AT_LENGTH = replace(MEMORISING, learning_rate=1e-3, decay=0.5, decay_steps=400)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recipe:
     entry: str = "1AS5"  # a bundled sample
     resolution: float = 1.0  # angstrom, of an entry that has none
     model: str = "tiny"
-    steps: int = 640
+    steps: int = 560
     evaluate_every: int = 80  # steps between sampled structures
     sampler_steps: int = 30
     train: TrainConfig = BRIEFLY
@@ -89,7 +89,7 @@ def memorise(
     target: float | None = None,
     seconds: float | None = None,
 ) -> Memorised:
-    """Train a fresh model on one bundled sample.
+    """Train a fresh model on one bundled sample, without dropout.
 
     Args:
         recipe: What, how, how long.
@@ -103,7 +103,9 @@ def memorise(
     if math.isnan(batch.resolution):
         batch = replace(batch, resolution=recipe.resolution)
     torch.manual_seed(recipe.train.seed)
-    config = config_from_name(recipe.model)
+    # Dropout is against learning by heart: without it the same steps lead from an lDDT of 0.92 to
+    # one of 0.99 (tiny, 1AS5).
+    config = replace(config_from_name(recipe.model), pair_dropout=0.0, msa_dropout=0.0)
     if recipe.train.captured:
         config = replace(config, checkpointing=False)
     trainer = Trainer(AlphaFold3(config).to(device), recipe.train)

@@ -27,7 +27,7 @@ SMALL = {
 EVERY = [(op, kernel) for op, shape in SMALL.items() for kernel in tunables(case(op, shape), DTYPE)]
 CASE = case("layer_norm_linear", SMALL["layer_norm_linear"])
 FORWARD = "layer_norm_linear.forward"
-BLOCKS = {"BLOCK_M": 16, "BLOCK_O": 16}
+BLOCKS = {"BLOCK_M": 16, "BLOCK_O": 16, "HELD": 0}
 
 
 def tried(config: Config | None = None) -> tune.Trial:

@@ -11,6 +11,7 @@ import torch
 from megafold import ops
 from megafold.bench import accuracy, cases
 from megafold.ops.layer_norm_linear import launch
+from megafold.ops.recording import launches
 from tests.numerics import DEVICE, draw
 from tests.ops.layer_norms import (
     DTYPES,
@@ -193,6 +194,27 @@ def test_forward_block_sizes_change_no_more_than_rounding(channels, block_m, blo
     case, inputs, grad = drawn(f"M70 C{channels} O40", dtype)
     with with_blocks(launch.FORWARD, BLOCK_M=block_m, BLOCK_O=block_o):
         assert_kernels_accurate(case, inputs, grad)
+
+
+@each_half
+@pytest.mark.parametrize(
+    ("shape", "block_o"),
+    [
+        ("M150 C24 O32", 16),
+        ("M150 C24 O40", 16),
+        ("M17 C50 O100", 32),
+        ("M150 C128 O208", 64),
+    ],
+)
+def test_a_weight_of_several_blocks_is_held_at_once(shape, block_o, dtype, monkeypatch):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1)  # one walks over all rows
+    case, inputs, grad = drawn(shape, dtype)
+    held = with_blocks(launch.FORWARD, BLOCK_M=16, BLOCK_O=block_o, HELD=1)
+    with held, launches(run=True) as found:
+        assert_kernels_accurate(case, inputs, grad)
+    forward = next(one.launcher for one in found if one.kernel == launch.FORWARD)
+    assert forward.grid[0] == 1
+    assert forward.constants["HELD"] == -(-inputs["weight"].shape[0] // block_o) > 1
 
 
 @each_half

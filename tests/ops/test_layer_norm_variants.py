@@ -11,6 +11,7 @@ from megafold.ops.adaptive_layer_norm import variants as of_adaptive
 from megafold.ops.layer_norm import launch as rows
 from megafold.ops.layer_norm_linear import launch as linear
 from megafold.ops.layer_norm_linear import variants as of_linear
+from megafold.ops.recording import recorded
 
 HALF = torch.bfloat16
 
@@ -64,6 +65,34 @@ def test_the_configuration_is_that_in_force():
         )
     assert (made.constants["BLOCK_M"], made.constants["BLOCK_O"]) == (16, 32)
     assert (made.num_warps, made.num_stages, made.max_registers) == (8, 3, 96)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outs", "held"),
+    [
+        (147456, 512, 4),
+        (147456, 528, 5),
+        (147456, 656, 0),  # 192 KB
+        (768, 512, 0),  # programs share rows
+        (768, 128, 1),
+    ],
+)
+def test_a_weight_is_held_where_it_has_room_and_rows_are_many(rows, outs, held):
+    def launched(wanted: int, of: torch.dtype) -> int:
+        def call() -> None:
+            x, norm = torch.empty(rows, 128, dtype=of, device="meta"), None
+            linear.forward(x, norm, norm, weight, None, 1e-5)
+
+        blocks = {"BLOCK_M": 64, "BLOCK_O": 128, "HELD": wanted}
+        with ops.use_config(linear.FORWARD, ops.Config(blocks, 8, 3)):
+            (made,) = recorded(call)
+        return made.constants["HELD"]
+
+    weight = torch.empty(outs, 128, dtype=HALF, device="meta")
+    assert launched(1, HALF) == held
+    least = int(outs <= 128)  # a single block always is
+    assert launched(0, HALF) == least
+    assert launched(1, torch.float32) == least  # x takes the room
 
 
 def test_nothing_stays_replaced_afterwards():

@@ -19,7 +19,7 @@ from tests.ops.evo import attention
 
 KERNEL = launch.FORWARD
 CPU = torch.device("cpu")
-FLAGS = ("KEYS_FIRST", "SHARED")  # blocks that are yes or no
+FLAGS = ("KEYS_FIRST", "SHARED", "HELD")  # blocks that are yes or no
 SIZES = (("D", 32), ("N", 384), ("K", 384), ("R", 384))
 ONE, OTHER = (ops.Config({"ROWS": n, "BLOCK_Q": 16, "BLOCK_K": 32}, 4, 1) for n in (1, 2))
 

@@ -9,7 +9,7 @@ from megafold.ops.tuning.candidates import Candidates
 def candidates(kernel: str, bits: int) -> Candidates | None:
     """What is worth trying for a kernel; they multiply operands of 16 bits only."""
     if kernel == launch.FORWARD:
-        return Candidates({"BLOCK_M": (32, 64, 128), "BLOCK_O": (32, 64, 128)})
+        return Candidates({"BLOCK_M": (32, 64, 128), "BLOCK_O": (32, 64, 128), "HELD": (0, 1)})
     if kernel == launch.BACKWARD:
         return Candidates({"BLOCK_M": (16, 32, 64), "WAVES": (1, 2, 4), "SHARED": (0, 1)})
     if kernel == launch.GRAD_X:

@@ -138,7 +138,7 @@ def forward_kernel(
     blocks,  # of BLOCK_M rows
     per_program,  # blocks of BLOCK_O outputs
     splits,  # programs that share BLOCK_M rows
-    HELD: tl.constexpr,  # BLOCK_O is all outputs: programs walk over rows with the weight at hand
+    HELD: tl.constexpr,  # blocks of outputs, all there are, whose weight is at hand; or 0
     EVEN_O: tl.constexpr,  # BLOCK_O divides O
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -156,14 +156,19 @@ def forward_kernel(
     b_norm_weight = load_channels(p_norm_weight, o_c, o_c < C, 1.0)
     b_norm_bias = load_channels(p_norm_bias, o_c, o_c < C, 0.0)
     if HELD:
-        b_w = load_turned(p_weight, 0, o_o, o_c, stride_w, outs, C, EVEN_O, EVEN_C)
+        held = ()
+        for k in tl.static_range(HELD):
+            i_o = k * BLOCK_O
+            held += (load_turned(p_weight, i_o, o_o, o_c, stride_w, outs - i_o, C, EVEN_O, EVEN_C),)
         for i in range(tl.program_id(0), blocks, tl.num_programs(0)):
             first = long(i) * BLOCK_M
             b_n = normalise(
                 p_x, b_norm_weight, b_norm_bias, p_stats, first, o_m, o_c, stride_x, eps, rows,
                 True, C, EVEN_C,
-            )  # fmt: skip
-            put_out(b_n.to(PRODUCT), b_w, p_bias, p_out, first, o_m, 0, o_o, rows, outs, EVEN_O)
+            ).to(PRODUCT)  # fmt: skip
+            for k in tl.static_range(HELD):
+                i_o = k * BLOCK_O
+                put_out(b_n, held[k], p_bias, p_out, first, o_m, i_o, o_o, rows, outs, EVEN_O)
     else:
         i_split = tl.program_id(0) % splits
         first = long(tl.program_id(0) // splits) * BLOCK_M

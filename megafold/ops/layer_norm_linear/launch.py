@@ -52,6 +52,9 @@ WIDEST_HELD = 128  # outputs of which one program sums for the weight and takes 
 # those that multiply fewer keep the other operand in the registers of every warp.
 LEAST_SUMMED = 64
 FILL = 2  # programs per multiprocessor that the forward pass is shared out among
+# Bytes of a weight that one program holds in blocks. Hopper has 227 KB of shared memory for a
+# program, and three blocks of 64 rows of 16-bit x take 48.
+MOST_HELD = 160 * 2**10
 # Of the kernel that adds up: small tiles, for there are few, and many groups at a time.
 FINISH = {"BLOCK_G": 128, "BLOCK_C": 32}
 FAR = 2**23  # numbers between rows, from which on offsets within a tile leave 32 bits
@@ -308,14 +311,21 @@ def _forward(
 ) -> Launcher:  # fmt: skip
     rows, _, outs = problem
     blocks = _fitted(config, problem)
+    wanted = bool(blocks.pop("HELD", 0))
     of_rows, of_outs = cdiv(rows, blocks["BLOCK_M"]), cdiv(outs, blocks["BLOCK_O"])
     most = FILL * multiprocessors(device)
     splits = min(of_outs, cdiv(most, of_rows))
     per_program = cdiv(of_outs, splits)
     splits = cdiv(of_outs, per_program)
-    held = of_outs == 1
+    # Where programs share rows, each has outputs of its own.
+    held_bytes = of_outs * blocks["BLOCK_O"] * blocks["BLOCK_C"] * weight[1].itemsize
+    room = splits == 1 and x[1] in HALVES and held_bytes <= MOST_HELD
+    held = of_outs == 1 or (wanted and room)
+    if of_outs > 1:  # beside such a program no other has room
+        most = multiprocessors(device)
     programs = min(of_rows, most) if held else of_rows * splits
-    constants = {"HELD": held, "EVEN_O": outs % blocks["BLOCK_O"] == 0, **blocks}
+    even = outs % blocks["BLOCK_O"] == 0
+    constants = {"HELD": of_outs if held else 0, "EVEN_O": even, **blocks}
     numbers = (x[0][0], weight[0][0], eps, rows, outs, of_rows, per_program, splits)
     return Launcher(kernel, programs, numbers, constants, config.options)
 
