@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from megafold.ops.layer_norm_linear import launch
 from megafold.ops.recording import distinct, recorded
+from megafold.ops.tuning import Config, Entry, tables, use_config
+from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
 
 # Sites of AlphaFold 3: the pair representation into triangle attention and into a bias, a
@@ -23,8 +27,27 @@ SHIPPED = (
 
 
 def variants() -> list[KernelVariant]:
-    """Every kernel with the block sizes of the default table, for compiling ahead of time."""
-    return distinct(v for sizes in SHIPPED for v in variants_of(*sizes))
+    """Every kernel with the block sizes of every table, for compiling ahead of time."""
+    found = distinct(v for sizes in SHIPPED for v in variants_of(*sizes))
+    sharing: dict[int, list[str]] = {}  # devices that have one table
+    for device, entries in tables().items():
+        sharing.setdefault(id(entries), []).append(device)
+    for devices in sharing.values():
+        if devices != [DEFAULT]:
+            for entry in (e for e in tables()[devices[0]] if e.kernel in launch.KERNELS):
+                made = _variant(entry)
+                name = f"{made.name} {devices[0]}"
+                found.append(replace(made, name=name, devices=tuple(devices)))
+    return found
+
+
+def _variant(entry: Entry) -> KernelVariant:
+    """One kernel, as a call of the sizes of an entry has it compiled."""
+    sizes = (entry.sizes[name] for name in "MCO")
+    config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
+    with use_config(entry.kernel, config):
+        made = variants_of(*sizes, torch.bfloat16)
+    return next(variant for variant in made if variant.name.startswith(f"{entry.kernel} "))
 
 
 def variants_of(m: int, channels: int, outs: int, dtype: torch.dtype) -> list[KernelVariant]:
