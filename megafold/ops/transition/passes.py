@@ -20,7 +20,7 @@ from megafold.ops.transition.launch import Problem
 
 # The library may add up all terms of a product in fp32 one by one, and the error grows as the root
 # of how many one sum takes: it is given no fewer than these at a time, in so many parts at most.
-TERMS = 512
+TERMS = 256
 MOST_PARTS = 4
 
 
