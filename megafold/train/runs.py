@@ -2,7 +2,7 @@
 
 ``ENTRY_MODEL_curve.csv`` has a row for each step, ``ENTRY_MODEL_lddt.csv`` for each evaluation,
 and ``ENTRY_MODEL.cif`` is what the averaged model draws at the end, laid on the experiment, with
-pLDDT as B-factors.
+pLDDT as B-factors; of it the atoms that the experiment shows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ def write_run(run: Memorised, device: torch.device, folder: str | Path) -> list[
     truth = permute_truth(batch, x)
     placed = superpose(x[None], truth.positions, truth.resolved)[0].cpu()
     structure = data.predicted_structure(batch.layout, placed, name=f"{recipe.entry} memorised")
+    # What the experiment does not show has not been learnt, and lies anywhere.
+    structure = replace(structure, resolved=truth.resolved.cpu().numpy())
     curve = [
         {
             "step": record.step + 1,
