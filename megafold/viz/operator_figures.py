@@ -102,11 +102,13 @@ def times(records: Iterable[Record], *, title: str, direction: str = "full") -> 
             categoryorder="array", categoryarray=panel, tickvals=panel, showgrid=False,
             ticktext=[_two_lines(s) if len(panel) > 4 else s for s in panel], row=row, col=1,
         )  # fmt: skip
+    height = theme.HEIGHT + 300 * (len(panels) - 1)
     figure.update_layout(
-        title=title,
+        title={"text": title, "y": 1 - 15 / height},  # in pixels, however high the figure is
+        legend_y=1 + 6 / (height - 160),
         scattermode="group",
         scattergap=0.4,
-        height=theme.HEIGHT + 300 * (len(panels) - 1),
+        height=height,
         margin_t=84 if len(named) <= 5 else 116,  # a legend of two lines
     )
     lines = 2 if len(panels[-1]) > 4 else 1
