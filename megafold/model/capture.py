@@ -186,6 +186,7 @@ class _Bound(nn.Module):
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.module = module
+        # In a function of its own: as an attribute a module would be a second submodule.
         self.call = lambda *inputs: function(*inputs)
 
     def forward(self, *inputs: Any) -> Any:

@@ -18,9 +18,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="train a fresh model on one bundled entry until it knows it by heart",
         description="Writes ENTRY_MODEL_curve.csv (every step), ENTRY_MODEL_lddt.csv (every "
         "evaluation) and ENTRY_MODEL.cif (a sampled structure on the experiment, pLDDT as "
-        "B-factors). Exit status "
-        "1 where a target was asked for and not reached. On a GPU it computes in bfloat16, and "
-        "the steps are replayed as CUDA graphs, which keeps the activations of all blocks.",
+        "B-factors). Exit status 1 where a target was asked for and not reached. On a GPU it "
+        "computes in bfloat16, and the steps are replayed as CUDA graphs, which keeps the "
+        "activations of all blocks.",
     )
     parser.add_argument("entry", help="a bundled entry, see `megafold samples`")
     parser.add_argument("--model", default="small", help="configuration (default: small)")
