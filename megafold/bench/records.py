@@ -10,6 +10,7 @@ import datetime
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -153,6 +154,24 @@ def of_a_gpu(op: str) -> list[Record]:
         if device != "cpu" and (found := read(folder(), device, op)):
             return found
     return []
+
+
+def to_draw(op: str) -> list[Record]:
+    """What a figure of an operator's times shows: a GPU's records in bfloat16 (``of_a_gpu``).
+
+    Where a checkout has none, a CPU's in float32, with a warning: no kernel runs there.
+
+    Raises:
+        FileNotFoundError: not a checkout.
+    """
+    found, dtype = of_a_gpu(op), "bfloat16"
+    if not found:
+        warnings.warn(
+            f"no records of {op} on a GPU here; these are a CPU's, where no kernel runs",
+            stacklevel=2,
+        )
+        found, dtype = read(folder(), "cpu", op), "float32"
+    return [record for record in found if record.dtype == dtype]
 
 
 def newest(records: Iterable[Record]) -> list[Record]:

@@ -99,30 +99,19 @@ def loss_curve(history: Sequence[StepLike], *, window: int = 25, source: str = "
 
 
 def lddt_curve(evaluations: Sequence[EvaluationLike], *, source: str = "") -> go.Figure:
-    """lDDT of sampled structures against the training step, 0 to 1.
+    """lDDT of sampled structures against the training step, of all atoms and of centre atoms.
 
     Raises:
         ValueError: there is no evaluation.
     """
     if not evaluations:
         raise ValueError("there is no evaluation to draw")
-    figure = go.Figure()
-    drawn = (("lddt", "all atoms", theme.PALETTE[0]), ("lddt_centre", "CA", theme.PALETTE[1]))
-    for attribute, label, color in drawn:
-        figure.add_scatter(
-            x=[e.step for e in evaluations],
-            y=[getattr(e, attribute) for e in evaluations],
-            mode="lines+markers",
-            name=label,
-            line_color=color,
-            hovertemplate=f"step %{{x}}, {label}: %{{y:.3f}}<extra></extra>",
-        )
-    figure.update_layout(
-        title="lDDT of sampled structures",
-        xaxis={"title": {"text": "training step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": "lDDT"}, "range": [0, 1.03]},
-    )
-    return theme.caption(figure, source) if source else figure
+    steps = [e.step for e in evaluations]
+    lines = {
+        "all atoms": (steps, [e.lddt for e in evaluations]),
+        "CA": (steps, [e.lddt_centre for e in evaluations]),
+    }
+    return _lddt_lines(lines, "lDDT of sampled structures", "lDDT", source)
 
 
 def lddt_curves(
@@ -136,19 +125,29 @@ def lddt_curves(
     empty = [name for name, evaluations in runs.items() if not evaluations]
     if empty or not runs:
         raise ValueError(f"there is no evaluation to draw: {', '.join(empty) or 'no run'}")
+    lines = {name: ([e.step for e in run], [e.lddt for e in run]) for name, run in runs.items()}
+    return _lddt_lines(lines, title, "lDDT, all atoms", source)
+
+
+def _lddt_lines(
+    lines: Mapping[str, tuple[list[int], list[float]]], title: str, what: str, source: str
+) -> go.Figure:
+    """Scores from 0 to 1 against training steps, by name."""
     figure = go.Figure()
-    for name, evaluations in runs.items():
+    for number, (name, (steps, scores)) in enumerate(lines.items()):
         figure.add_scatter(
-            x=[e.step for e in evaluations],
-            y=[e.lddt for e in evaluations],
+            x=steps,
+            y=scores,
             mode="lines+markers",
             name=name,
+            line_color=theme.PALETTE[number % len(theme.PALETTE)],
             hovertemplate="step %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(
         title=title,
         xaxis={"title": {"text": "training step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": "lDDT, all atoms"}, "range": [0, 1.03]},
+        yaxis={"title": {"text": what}, "range": [0, 1.03]},
+        showlegend=True,  # also of a single run: its name stands nowhere else
     )
     return theme.caption(figure, source) if source else figure
 

@@ -136,5 +136,16 @@ def test_a_gpus_records_are_this_ones_or_the_best_shipped(tmp_path, monkeypatch)
     assert records.of_a_gpu("transition") == [replace(RECORD, device="amd-mi300x")]
 
 
+def test_figures_draw_a_gpus_records_or_say_that_they_are_a_cpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "folder", lambda: tmp_path)
+    of_cpu = replace(RECORD, device="cpu", dtype="float32")
+    records.append([of_cpu, replace(of_cpu, dtype="bfloat16")], tmp_path, "cpu")
+    with pytest.warns(UserWarning, match=r"no records of transition on a GPU"):
+        assert records.to_draw("transition") == [of_cpu]
+    of_gpu = replace(RECORD, device="nvidia-h200", dtype="bfloat16")
+    records.append([of_gpu, replace(of_gpu, dtype="float32")], tmp_path, "nvidia-h200")
+    assert records.to_draw("transition") == [of_gpu]
+
+
 def test_revision_is_never_empty():
     assert records.revision() or megafold.__version__
