@@ -58,7 +58,8 @@ class AtomHead(nn.Module):
         # Every place of every token, then those that there are: less than a weight per atom.
         norm, weight = self.layer_norm, self.weight.transpose(1, 2).flatten(0, 1)
         logits = ops.layer_norm_linear(s, norm.weight, norm.bias, weight, eps=norm.eps)
-        place = place_in_token(atom_to_token)
+        # Padding atoms may be more than there are places; what they get counts nowhere.
+        place = place_in_token(atom_to_token).clamp(max=places - 1)
         return take(logits.view(-1, bins), atom_to_token * places + place)
 
 

@@ -82,11 +82,13 @@ def test_every_number_is_in_its_range(model, dimer):
     assert not torch.equal(got.pae[0], got.pae[1])
 
 
-def test_padding_changes_no_confidence(model, batch):
+@pytest.mark.parametrize(("tokens", "atoms"), [(5, 9), (0, 60), (5, 60)])
+def test_padding_changes_no_confidence(model, batch, tokens, atoms):
     x = batch.positions[None]
     real = predict_confidence(model, batch, x)
-    padded = pad_batch(batch, batch.num_tokens + 5, batch.num_atoms + 9)
-    got = predict_confidence(model, padded, torch.nn.functional.pad(x, (0, 0, 0, 9)))
+    # Padding atoms all belong to one token, and are more than the atoms of any real one.
+    padded = pad_batch(batch, batch.num_tokens + tokens, batch.num_atoms + atoms)
+    got = predict_confidence(model, padded, torch.nn.functional.pad(x, (0, 0, 0, atoms)))
     a, n = batch.num_atoms, batch.num_tokens
     assert got.plddt[:, a:].isnan().all()
     assert got.pae[:, n:].isnan().all()

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
+from megafold.data.batch import pad_batch
 from megafold.geometry import random_rotations
 from megafold.model import losses
-from megafold.model.confidence_losses import distogram_loss
-from megafold.model.heads import distance_breaks
+from megafold.model.confidence_losses import confidence_losses, distogram_loss
+from megafold.model.heads import ConfidenceRepresentation, distance_breaks
 from tests.model.seeds import seeded
 
 
@@ -122,3 +123,30 @@ def test_a_turned_prediction_has_the_same_loss_and_a_turned_gradient(batch, name
     rotation = random_rotations(1, seeded())
     expected = gradient @ rotation.transpose(-1, -2)
     torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_padding_changes_no_loss(model, batch):
+    x = batch.positions + torch.randn(2, batch.num_atoms, 3, generator=seeded())
+    n, c = batch.num_tokens, model.config
+    s, z = torch.randn(n, c.c_s, generator=seeded()), torch.randn(n, n, c.c_z, generator=seeded())
+
+    def every_loss(tokens, atoms):
+        padded = pad_batch(batch, n + tokens, batch.num_atoms + atoms)
+        y = torch.nn.functional.pad(x, (0, 0, 0, atoms), value=3.0)
+        true = padded.positions.expand_as(y)
+        pair = torch.nn.functional.pad(z, (0, 0, 0, tokens, 0, tokens), value=2.0)
+        single = torch.nn.functional.pad(s, (0, 0, 0, tokens), value=2.0)
+        seen = ConfidenceRepresentation(single, pair)
+        logits = model.distogram_head.rows
+        return {
+            "mse": losses.aligned_mse(y, true, padded),
+            "bond": losses.bond_loss(y, padded),
+            "smooth lddt": losses.smooth_lddt_loss(y, padded),
+            "distogram": distogram_loss(logits, pair, padded, c.distogram_bins),
+            **vars(confidence_losses(model.confidence_head, seen, y[0], padded)),
+        }
+
+    expected = every_loss(0, 0)
+    # Also more padding atoms than a token has, which all belong to the last one.
+    for tokens, atoms in ((3, 9), (0, 60), (3, 60)):
+        torch.testing.assert_close(every_loss(tokens, atoms), expected)
