@@ -96,14 +96,32 @@ def read_checkpoint(
         ) from error
     if "config" not in metadata:
         raise CheckpointError(f"{path} holds no model configuration; was it saved by save_model?")
-    stored = json.loads(metadata["config"])
-    known = {field.name for field in fields(ModelConfig)}
-    if strange := sorted(set(stored) - known):
+    stored, note = _json_object(metadata, "config", path), _json_object(metadata, "note", path)
+    known = {field.name: type(field.default) for field in fields(ModelConfig)}
+    if strange := sorted(set(stored) - set(known)):
         raise CheckpointError(
             f"{path} has a configuration of another version: unknown fields {', '.join(strange)}"
         )
+    wrong = [
+        f"{name} is {value!r}, expected {known[name].__name__}"
+        for name, value in stored.items()
+        if type(value) is not known[name] and not (known[name] is float and type(value) is int)
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} has a configuration that is none: {'; '.join(wrong)}")
     # A field that is newer than the file has its default, which is what it was before.
-    return state, ModelConfig(**stored), json.loads(metadata.get("note", "{}"))
+    return state, ModelConfig(**stored), note
+
+
+def _json_object(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    """An object of the file's metadata; empty if there is none."""
+    try:
+        value = json.loads(metadata.get(key, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {key} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key} is {type(value).__name__}, expected an object")
+    return value
 
 
 def check_config(model: ModelConfig, file: ModelConfig, source: str) -> None:

@@ -116,6 +116,21 @@ def test_a_configuration_of_another_version_is_named(saved):
         load_model(saved)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("config", "{bad", "config is no JSON"),
+        ("config", "[1]", "config is list, expected an object"),
+        ("config", '{"c_z": "32", "cycles": true}', "c_z is '32', expected int; cycles is True"),
+        ("note", "3", "note is int, expected an object"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(saved, key, text, message):
+    altered(saved, lambda state, metadata: metadata.update({key: text}))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(saved)
+
+
 def test_a_field_newer_than_the_file_has_its_default(saved):
     def change(state, metadata):
         config = json.loads(metadata["config"])
