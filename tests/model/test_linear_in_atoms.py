@@ -1,4 +1,4 @@
-"""Attention among atoms is linear in their number: no tensor over pairs of atoms."""
+"""The model is linear in the number of atoms: no tensor over pairs of atoms anywhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import torch
 
 from megafold import data
 from megafold.data.batch import Batch
-from megafold.model import CONFIGS
+from megafold.model import (
+    CONFIGS,
+    STAGES,
+    AlphaFold3,
+    predict_confidence,
+    sample,
+    training_loss,
+)
 from megafold.model.atoms import AtomAttentionDecoder, AtomAttentionEncoder
 from megafold.model.windows import AtomWindows
-from tests.model.largest import LargestTensor
+from tests.model.largest import LargestTensor, TensorsOverPairs
 from tests.model.seeds import seeded
 
 
@@ -51,3 +58,25 @@ def test_the_largest_tensor_grows_with_atoms_and_not_with_their_square(batches):
     grown = batches[1].num_atoms / batches[0].num_atoms
     assert grown > 3.5
     assert large.entries <= 1.1 * grown * small.entries, large.made_by
+
+
+def test_nothing_in_training_or_sampling_is_over_pairs_of_atoms(batches):
+    batch = dataclasses.replace(batches[1], resolution=2.0)
+    config = dataclasses.replace(
+        CONFIGS["tiny"], c_s=16, c_z=8, c_m=8, c_atom=16, c_token=16, diffusion_samples=2
+    )
+    model = AlphaFold3(config)
+    with TensorsOverPairs(batch.num_atoms) as pairs:
+        stage = STAGES["fine_tuning_3"]
+        training_loss(model, batch, generator=seeded(), stage=stage).total.backward()
+        x = sample(model, batch, generator=seeded(), steps=1, samples=2)
+        predict_confidence(model, batch, x)
+    assert pairs.found == set()
+
+
+def test_a_tensor_over_pairs_of_atoms_would_be_seen(batches):
+    x = batches[1].positions
+    with TensorsOverPairs(len(x)) as pairs:
+        torch.cdist(x, x)
+        (x[:, None, 0] - x[:, 0]).flatten()
+    assert len(pairs.found) >= 3
