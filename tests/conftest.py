@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,15 @@ import torch
 # imported. Without a GPU its interpreter runs the kernels; with one, the GPU does.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def fp32_setting() -> Iterator[None]:
+    """Torch's own setting for products of fp32 is full precision, and is put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

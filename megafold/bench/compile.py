@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megafold.ops.precision import TF32, name_of
 from megafold.ops.variants import KernelVariant
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ def shipped(modules: Iterable[str] = KERNEL_MODULES) -> list[KernelVariant]:
 
 
 def targets_of(variant: KernelVariant) -> tuple[str, ...]:
-    """The targets a shipped kernel is for: those of its devices, or all."""
+    """The targets a shipped kernel is for: those of its devices, or all; TF32 is NVIDIA's alone."""
     if not variant.devices:
-        return tuple(TARGETS)
+        nvidia_only = variant.constants.get("PRECISION") == TF32
+        return tuple(t for t, (kind, *_) in TARGETS.items() if kind == "cuda" or not nvidia_only)
     return tuple(dict.fromkeys(target_of(device) for device in variant.devices))
 
 
@@ -172,6 +174,8 @@ def compile_config(
 ) -> Compiled:
     """Compile one kernel that a case launches with a configuration, in a process of its own.
 
+    Products of fp32 are as torch is set to here.
+
     Args:
         of: whose sizes the kernel is compiled for.
         kernel: ``"evo_attention.forward"`` and the like.
@@ -188,7 +192,7 @@ def compile_config(
         shape=of.shape,
         kernel=kernel,
         config=asdict(config),
-        dtype=str(dtype).removeprefix("torch."),
+        operands=name_of(dtype),
         target=target,
     )
     return compiled
@@ -212,15 +216,14 @@ def _compile_shipped(targets: list[str], modules: list[str]) -> Iterator[Compile
 
 
 def _compile_config(
-    op: str, shape: str, kernel: str, config: dict[str, Any], dtype: str, target: str
+    op: str, shape: str, kernel: str, config: dict[str, Any], operands: str, target: str
 ) -> Iterator[Compiled]:
-    import torch
-
     from megafold.bench.cases import case
     from megafold.bench.launches import variant
+    from megafold.ops.precision import adopt
     from megafold.ops.tuning import Config
 
-    made = variant(case(op, shape), kernel, Config(**config), getattr(torch, dtype))
+    made = variant(case(op, shape), kernel, Config(**config), adopt(operands))
     yield compile_kernel(made, target)
 
 

@@ -14,6 +14,7 @@ import torch
 from megafold import ops
 from megafold.bench import accuracy
 from megafold.bench.cases import PAIR_BLOCK, SHAPES, Case
+from megafold.ops.precision import META, name_of
 from megafold.ops.recording import Launch, launches
 from megafold.ops.tuning import Asked, Config, Found, lookup, lookups, use_config
 from megafold.ops.tuning.candidates import block_names, candidates, kernels
@@ -21,7 +22,6 @@ from megafold.ops.variants import KernelVariant
 
 SEED = 20
 OPERATORS = tuple(op for op in SHAPES if op != PAIR_BLOCK)
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,12 @@ class Tunable:
     """A kernel with block sizes in tables, as a case launches it."""
 
     kernel: str
-    dtype: torch.dtype  # of its operands
+    bits: int  # of an operand, as it is multiplied
     sizes: tuple[Mapping[str, int], ...]  # that its block sizes are looked up by; mostly one
-
-    @property
-    def bits(self) -> int:
-        """Width of an element of the operands."""
-        return self.dtype.itemsize * 8
 
     def in_force(self, device: torch.device) -> Found:
         """The configuration it runs with on a device now, and where it is from."""
-        return lookup(self.kernel, device, self.dtype, tuple(self.sizes[0].items()))
+        return lookup(self.kernel, device, self.bits, tuple(self.sizes[0].items()))
 
 
 class Pass:
@@ -90,9 +85,9 @@ def tunables(of: Case, dtype: torch.dtype) -> dict[str, Tunable]:
     names = [one.kernel for one in launched if one.kernel in known]
     found = {name: _tunable(name, asked) for name in dict.fromkeys(names)}
     if not found:
-        dtype_name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"{of.op} launches no kernel with tables of block sizes for {of.shape} in {dtype_name}"
+            f"{of.op} launches no kernel with tables of block sizes for {of.shape} "
+            f"in {name_of(dtype)}"
         )
     return found
 
@@ -100,7 +95,7 @@ def tunables(of: Case, dtype: torch.dtype) -> dict[str, Tunable]:
 def _tunable(kernel: str, asked: list[Asked]) -> Tunable:
     own = [one for one in asked if one.kernel == kernel]
     sizes = tuple(dict(one) for one in dict.fromkeys(one.sizes for one in own))
-    return Tunable(kernel, own[0].dtype, sizes)
+    return Tunable(kernel, own[0].bits, sizes)
 
 
 def tunable(of: Case, kernel: str, dtype: torch.dtype) -> Tunable:
@@ -129,7 +124,7 @@ def variant(of: Case, kernel: str, config: Config, dtype: torch.dtype) -> Kernel
     first = next((one for one in launched if one.kernel == kernel), None)
     if first is None:
         raise ValueError(f"{of.shape} does not launch {kernel!r}")
-    return first.variant(f"{kernel} {str(dtype).removeprefix('torch.')}")
+    return first.variant(f"{kernel} {name_of(dtype)}")
 
 
 def distinct_candidates(of: Case, kernel: str, dtype: torch.dtype) -> list[Config]:

@@ -132,6 +132,6 @@ def check_table(path: Path, device: torch.device) -> None:
 
 
 def add_to_table(path: Path, device: torch.device, new: Iterable[Entry]) -> None:
-    """Write entries into a table, in place of those of the same kernel, width in bits and sizes."""
+    """Write entries into a table, in place of those of the same kernel, bits and sizes."""
     devices, old = read_table(path) if path.exists() else ([device_slug(device)], [])
     tune.write_table(path, devices, tune.merged(old, new))

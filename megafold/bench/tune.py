@@ -16,13 +16,15 @@ from megafold.bench import accuracy, measure
 from megafold.bench.cases import Case, case
 from megafold.bench.launches import Pass, Tunable, distinct_candidates, tunable
 from megafold.bench.occupancy import shortage
+from megafold.ops.precision import TF32, adopt, name_of, precision_of
 from megafold.ops.recording import Launch
 from megafold.ops.tuning import Config, Entry, use_config
 
 # How far results may be from those of the configuration in force, relative: another order of
 # sums moves 16-bit numbers by some spacings, sums of fp32 over many rows by far more of theirs.
-TOLERANCES = {torch.float32: 2e-4}
-SPACINGS = 8  # of all other dtypes
+TOLERANCE = 2e-4  # of fp32
+SPACINGS = 8  # of numbers of fewer bits, those of fp32 in TF32 included
+TF32_SPACING = 2**-10
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ class Bench:
         """Where results are not those of the configuration in force, in words."""
         for name, value in results.items():
             error, _ = accuracy.relative_errors(value, self.right[name].double())
-            allowed = TOLERANCES.get(value.dtype, SPACINGS * torch.finfo(value.dtype).eps)
-            if error > allowed:
+            if error > _allowed(value):
                 return f"wrong: {name} differs by {error:.1e}"
         return ""
 
@@ -111,6 +112,14 @@ class Bench:
             if t is not None and t.untyped_storage().data_ptr() not in self._kept:
                 memory = torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
                 memory.fill_(float("nan") if t.is_floating_point() else 0)
+
+
+def _allowed(value: torch.Tensor) -> float:
+    if precision_of(value.dtype, value.device) == TF32:
+        return SPACINGS * TF32_SPACING
+    if value.dtype == torch.float32:
+        return TOLERANCE
+    return SPACINGS * torch.finfo(value.dtype).eps
 
 
 def again(launched: Iterable[Launch]) -> Callable[[], None]:
@@ -137,7 +146,7 @@ def compile_candidates(
     What does not compile here fails again, with its reason, when it is tried.
     """
     work = [
-        (of.op, of.shape, str(device), str(dtype).removeprefix("torch."), kernel, share, workers)
+        (of.op, of.shape, str(device), name_of(dtype, device), kernel, share, workers)
         for kernel in kernels
         for share in range(workers)
     ]
@@ -146,8 +155,8 @@ def compile_candidates(
 
 
 def _compile_share(work: tuple[str, str, str, str, str, int, int]) -> None:
-    op, shape, device_name, dtype_name, kernel, share, workers = work
-    device, dtype, of = torch.device(device_name), getattr(torch, dtype_name), case(op, shape)
+    op, shape, device_name, operands, kernel, share, workers = work
+    device, dtype, of = torch.device(device_name), adopt(operands), case(op, shape)
     whole = Pass(of, device, dtype, zeros=True)
     for config in distinct_candidates(of, kernel, dtype)[share::workers]:
         try:

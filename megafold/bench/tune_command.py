@@ -35,7 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help='such as "M147456 C128 H512", of one operator (default: those of training, which '
         "bench measures)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
+    parser.add_argument(
+        "--dtype",
+        choices=(*DTYPES, "tf32"),
+        default="bfloat16",
+        help="default: bfloat16; tf32: float32 with products in TF32, whose block sizes are others",
+    )
     parser.add_argument("--device", help="cuda, cuda:1 (default: the first GPU)")
     parser.add_argument(
         "--workers",
@@ -63,6 +68,7 @@ def _tune(args: argparse.Namespace) -> int:
     import megafold
     from megafold.bench import records, tuning_records
     from megafold.bench.search import add_to_table, check_table, search, table_of
+    from megafold.ops.precision import adopt
 
     device = torch.device(args.device) if args.device else megafold.device()
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -72,7 +78,7 @@ def _tune(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    dtype = getattr(torch, args.dtype)
+    dtype = adopt(args.dtype)
     try:
         if args.workers < 1:
             raise ValueError(f"--workers must be 1 or more, not {args.workers}")
@@ -82,7 +88,7 @@ def _tune(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"megafold tune: {error}", file=sys.stderr)
         return 2
-    print(f"{records.device_description(device)}, {dtype}, revision {records.revision()}")
+    print(f"{records.device_description(device)}, {args.dtype}, revision {records.revision()}")
     failed = 0
     for case in chosen:
         print(f"\n{case.op}, {case.shape}", flush=True)

@@ -19,6 +19,7 @@ import torch
 from megafold.bench import rows as csv_rows
 from megafold.bench.cases import Case
 from megafold.bench.records import environment, folder
+from megafold.ops.precision import name_of
 from megafold.ops.tuning import Config
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class TuningRecord:
     op: str  # the operator of the case: "conditioned_transition"
     kernel: str  # what was tried of what it launches: "transition.forward"
     shape: str  # the case's key: "B1 S384 N384 H4 D32"
-    dtype: str  # "float32", "bfloat16", "float16"
+    dtype: str  # "float32", "tf32" (float32 with products in TF32), "bfloat16", "float16"
     blocks: str  # the kernel's block arguments: "ROWS 1 BLOCK_Q 64 BLOCK_K 64"
     num_warps: int
     num_stages: int
@@ -74,7 +75,7 @@ def rows(
             op=of.op,
             kernel=trial.kernel,
             shape=of.shape,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=name_of(dtype, torch.device(device)),
             blocks=blocks_text(trial.config.blocks),
             num_warps=trial.config.num_warps,
             num_stages=trial.config.num_stages,
@@ -105,7 +106,7 @@ def stored(of: Case, dtype: torch.dtype) -> list[TuningRecord]:
     Raises:
         FileNotFoundError: not a checkout.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = name_of(dtype)
     latest: dict[tuple[object, ...], TuningRecord] = {}
     for r in sorted(read(folder(), op=of.op), key=lambda r: r.date):
         if (r.shape, r.dtype) == (of.shape, name):

@@ -17,6 +17,7 @@ from megafold.bench.compile import TARGETS, compile_config, target_of
 from megafold.bench.launches import tunables
 from megafold.bench.occupancy import occupancy, too_large
 from megafold.bench.tuning_records import TuningRecord
+from megafold.ops.precision import TF32, name_of
 from megafold.ops.tuning import Config
 from megafold.ops.tuning.candidates import candidates
 from megafold.viz.tuning_figures import TunerTrial, trials_figure, trials_table
@@ -169,7 +170,7 @@ class KernelTuner:
         return trials_figure(
             trials,
             kept,
-            title=f"{self.kernel.value}, {self.case.shape}, {_name(self.dtype)}",
+            title=f"{self.kernel.value}, {self.case.shape}, {name_of(self.dtype)}",
             device=device,
             bounds=self._bounds({r.device for r in kept} | ({device} if self._on_gpu else set())),
         )
@@ -248,7 +249,8 @@ class KernelTuner:
     def _bounds(self, devices: set[str]) -> dict[str, float]:
         """The roofline of a forward kernel on devices that have a data sheet, ms."""
         # Of a kernel that is a part of a pass it is not written down what it needs alone.
-        if self.kernel.value != f"{self.case.op}.forward":
+        # TF32 is not among the peaks.
+        if self.kernel.value != f"{self.case.op}.forward" or name_of(self.dtype) == TF32:
             return {}
         known = {name: roofline.known_peaks(name) for name in sorted(devices)}
         return {
@@ -266,7 +268,7 @@ class KernelTuner:
         if not kept:
             return (
                 f"No GPU here, and no recorded measurements of {self.kernel.value} on "
-                f"{self.case.shape} in {_name(self.dtype)}: this is what the compiler says."
+                f"{self.case.shape} in {name_of(self.dtype)}: this is what the compiler says."
             )
         devices = ", ".join(sorted({f"{r.device} ({r.date[:10]})" for r in kept}))
         return f"No GPU here: times are recorded measurements of {devices}."
@@ -290,7 +292,3 @@ def _stored(case: Case, dtype: torch.dtype) -> list[TuningRecord]:
         return tuning_records.stored(case, dtype)
     except FileNotFoundError:
         return []
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from megafold.bench.launches import (
     variant,
 )
 from megafold.ops.evo_attention import launch as attention
+from megafold.ops.precision import products_in
 from megafold.ops.tuning import Config, lookup, use_config
 from megafold.ops.tuning.candidates import block_names, kernels
 from tests.numerics import DEVICE
@@ -81,10 +82,26 @@ def test_the_configuration_in_force_is_that_of_the_call():
     sizes = {"C": 32, "M": 300, "H": 100}
     cpu = torch.device("cpu")
     assert (of.bits, of.sizes) == (16, (sizes,))
-    assert of.in_force(cpu) == lookup(of.kernel, cpu, HALF, tuple(sizes.items()))
+    assert of.in_force(cpu) == lookup(of.kernel, cpu, 16, tuple(sizes.items()))
     other = Config({"BLOCK_M": 16, "BLOCK_H": 16}, 4, 1)
     with use_config(of.kernel, other):
         assert of.in_force(cpu).config == other
+
+
+def test_fp32_is_looked_up_and_compiled_as_its_products_are():
+    case = cases.case("evo_attention", "B1 S20 N40 H1 D32")
+    found = {}
+    for precision, bits in (("ieee", 32), ("tf32", 19)):
+        with products_in(precision):
+            of = tunable(case, attention.FORWARD, torch.float32)
+            config = of.in_force(torch.device("cpu")).config
+            made = variant(case, of.kernel, config, torch.float32)
+            found[precision] = made.constants["BLOCK_Q"]
+            tried = distinct_candidates(case, of.kernel, torch.float32)
+        assert of.bits == bits
+        assert made.constants["PRECISION"] == precision
+        assert config.blocks["BLOCK_Q"] in {one.blocks["BLOCK_Q"] for one in tried}
+    assert found["ieee"] < found["tf32"]
 
 
 def test_a_pass_without_memory_has_the_shapes_of_one_with():

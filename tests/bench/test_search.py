@@ -16,6 +16,7 @@ from megafold.bench import cases, search, tune, tuning_records
 from megafold.bench import records as records_module
 from megafold.bench.launches import Tunable, tunables
 from megafold.ops.evo_attention import launch
+from megafold.ops.precision import META, bits_of
 from megafold.ops.tuning import Config, Entry, read_table
 
 CASE = cases.case("evo_attention", "B1 S4 N32 H2 D32")
@@ -24,7 +25,7 @@ DTYPE = torch.float16
 SLOW, MIDDLE, FAST = (Config({"BLOCK_Q": size}, 4, 1) for size in (1, 2, 3))
 SECONDS = {1: 12e-3, 2: 8e-3, 3: 1e-3}  # of a launch, by BLOCK_Q; 4e-3 for what a table says
 SIZES = {"D": 32, "N": 32, "K": 32, "R": 4}
-FORWARD, GRAD_Q = (Tunable(name, DTYPE, (SIZES,)) for name in (launch.FORWARD, launch.GRAD_Q))
+FORWARD, GRAD_Q = (Tunable(name, 16, (SIZES,)) for name in (launch.FORWARD, launch.GRAD_Q))
 
 
 class StandIn:
@@ -192,7 +193,7 @@ def gpu(monkeypatch):
     def found(of, device, dtype, *, workers):
         shapes.append((of.op, of.shape, str(device), str(dtype), workers))
         sizes = {**SIZES, "N": len(shapes)}
-        kernel = Tunable(launch.FORWARD, dtype, (sizes,))
+        kernel = Tunable(launch.FORWARD, bits_of(dtype, META), (sizes,))
         return [search.Best(kernel, before, 2.0, FAST, 1.0, trials)]
 
     monkeypatch.setattr(search, "search", found)
@@ -214,6 +215,19 @@ def test_command_prints_the_gain_and_writes_the_table(gpu, tmp_path, capsys):
     devices, entries = read_table(path)
     assert devices == ["a-gpu"]
     assert sorted(entry.sizes["N"] for entry in entries) == [1, 2]
+
+
+def test_command_tunes_fp32_whose_products_are_in_tf32(
+    gpu, tmp_path, monkeypatch, capsys, fp32_setting
+):
+    monkeypatch.setattr(torch.version, "hip", None)
+    shape, path = "B1 S4 N32 H2 D32", tmp_path / "a.json"
+    kept = ["--table", str(path), "--out", str(tmp_path), "--workers", "3"]
+    assert cli.main([*ATTENTION, shape, "--dtype", "tf32", *kept]) == 0
+    assert gpu == [("evo_attention", shape, "cuda", "torch.float32", 3)]
+    assert "a GPU, tf32, revision" in capsys.readouterr().out
+    assert [entry.bits for entry in read_table(path)[1]] == [19]
+    assert {r.dtype for r in tuning_records.read(tmp_path)} == {"tf32"}
 
 
 def test_command_appends_every_trial_to_the_records(gpu, tmp_path, capsys):

@@ -113,4 +113,4 @@ def test_lookup_takes_what_a_tuned_table_says(tmp_path, monkeypatch, nothing_loo
     devices, entries = read_table(tmp_path / "cpu.json")
     monkeypatch.setattr(config, "tables", lambda: dict.fromkeys(devices, entries))
     sizes = (("D", 32), ("N", 20), ("K", 20), ("R", 3))
-    assert lookup(launch.FORWARD, torch.device("cpu"), HALF, sizes).config == CONFIG
+    assert lookup(launch.FORWARD, torch.device("cpu"), 16, sizes).config == CONFIG

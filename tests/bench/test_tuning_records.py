@@ -10,6 +10,7 @@ import torch
 from megafold.bench import records, tuning_records
 from megafold.bench.cases import case
 from megafold.bench.tune import Trial
+from megafold.ops.precision import products_in
 from megafold.ops.tuning import Config
 
 CASE = case("evo_attention", "B1 S4 N16 H2 D16")
@@ -33,6 +34,14 @@ def test_rows_say_what_was_tried_where_and_when(made):
     assert good.device == records.device_description("cpu")
     assert good.date == spilt.date
     assert good.revision == records.revision()
+
+
+def test_fp32_is_recorded_as_its_products_are():
+    assert [r.dtype for r in tuning_records.rows(CASE, torch.float32, [GOOD], "cpu")] == ["float32"]
+    with products_in("tf32"):
+        assert [r.dtype for r in tuning_records.rows(CASE, torch.float32, [GOOD], "cpu")] == [
+            "tf32"
+        ]
 
 
 def test_what_was_appended_is_read_back(made, tmp_path):

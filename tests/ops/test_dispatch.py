@@ -111,7 +111,7 @@ def test_explain_lists_the_block_sizes_of_every_kernel_a_call_would_run(shape, w
     assert [line.split(":")[0] for line in choice.kernels] == kernels
     problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
     for kernel, line in zip(kernels, choice.kernels, strict=True):
-        found = launch.config_of(kernel, problem, inputs["q"].device, torch.float32)
+        found = launch.config_of(kernel, problem, inputs["q"])
         for name, size in found.config.blocks.items():
             assert f"{name} {size}" in line
         assert f"warps {found.config.num_warps} stages {found.config.num_stages}" in line

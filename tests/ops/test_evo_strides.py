@@ -174,10 +174,14 @@ def test_every_element_is_written_and_none_beyond(shape, monkeypatch):
         taken.append(memory)
         return memory[beyond : beyond + number].view(size)
 
+    def guarded_like(tensor, *, memory_format):
+        return guarded(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
     q, k, v, mask, bias = (inputs[name] for name in (*QKV, "mask", "pair_bias"))
     scale = q.shape[-1] ** -0.5
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", guarded)
+        patch.setattr(torch, "empty_like", guarded_like)
         out, stats = launch.forward(q, k, v, mask, bias, scale)
         gradients = launch.backward(grad, q, k, v, mask, bias, out, stats, scale, [True] * 4)
     for memory in taken:

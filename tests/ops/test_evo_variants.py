@@ -106,10 +106,13 @@ def test_the_default_table_ships_every_kernel_for_every_gpu():
     names = [v.name for v in shipped]
     assert len(set(names)) == len(names)
     for kernel in launch.KERNELS:
-        for dtype in ("float32", "bfloat16"):
-            assert {n for n in names if n.startswith(f"{kernel} {dtype}")} == {
-                f"{kernel} {dtype} D32", f"{kernel} {dtype} D128",
-            }  # fmt: skip
+        for operands, widths in (
+            ("float32", (32, 128)), ("bfloat16", (32, 128)), ("tf32", (16, 32, 64, 128)),
+        ):  # fmt: skip
+            expected = {f"{kernel} {operands} D{width}" for width in widths}
+            assert {n for n in names if n.startswith(f"{kernel} {operands}")} == expected
+    precisions = {v.name.split()[1]: v.constants["PRECISION"] for v in shipped}
+    assert precisions == {"float32": "ieee", "bfloat16": "ieee", "tf32": "tf32"}
 
 
 def test_the_table_of_a_device_ships_for_that_device_and_each_variant_once(monkeypatch):

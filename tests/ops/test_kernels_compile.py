@@ -21,6 +21,7 @@ from megafold.bench.compile import (
     targets_of,
 )
 from megafold.bench.occupancy import LIMITS
+from megafold.ops.precision import adopt
 from megafold.ops.tuning import Config
 from megafold.ops.tuning.candidates import block_names
 from megafold.ops.variants import KernelVariant
@@ -76,6 +77,9 @@ def test_a_kernel_from_a_devices_table_is_compiled_for_that_device_alone():
     devices = ("nvidia-h200", "nvidia-h100-80gb-hbm3", "amd-instinct-mi300x-oam")
     of_devices = KernelVariant("kernel", None, {}, {}, 4, devices=devices)
     assert targets_of(of_devices) == ("sm_90", "gfx942")
+    # AMD's GPUs have no TF32.
+    in_tf32 = KernelVariant("kernel", None, {}, {"PRECISION": "tf32"}, 4)
+    assert targets_of(in_tf32) == ("sm_80", "sm_90", "sm_100")
     with pytest.raises(ValueError, match=r"no target is known for device 'nvidia-rtx-4090'"):
         target_of("nvidia-rtx-4090")
 
@@ -97,6 +101,18 @@ def test_one_configuration_is_compiled_where_this_process_interprets(target):
     assert compiled.registers > 16
 
 
+@pytest.mark.usefixtures("fp32_setting")
+def test_a_configuration_is_compiled_in_tf32_where_torch_allows_it(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    found = {}
+    for setting in ("highest", "high"):
+        torch.set_float32_matmul_precision(setting)
+        made = compile_config(CASE, KERNEL, small(), torch.float32, "sm_90")
+        found[made.kernel] = made.registers
+    assert set(found) == {f"{KERNEL} float32", f"{KERNEL} tf32"}
+    assert found[f"{KERNEL} float32"] != found[f"{KERNEL} tf32"]
+
+
 def test_a_limit_on_registers_is_kept():
     free, limited = (
         compile_config(CASE, KERNEL, small(max_registers=n), torch.bfloat16, "sm_90")
@@ -115,7 +131,8 @@ def test_what_does_not_compile_says_why():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("fp32_setting")
+@pytest.mark.parametrize("operands", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize(
     ("op", "shape"),
     [
@@ -127,12 +144,13 @@ def test_what_does_not_compile_says_why():
         ("triangle_multiplication", "B1 N40 C64"),
     ],
 )
-def test_what_is_compiled_ahead_of_time_is_what_runs(op, shape, dtype):
+def test_what_is_compiled_ahead_of_time_is_what_runs(op, shape, operands):
     """Registers and shared memory of every kernel as launched here, and compiled apart."""
     from megafold.bench.launches import Pass, tunables
     from megafold.bench.records import device_name
 
     device, target, of = torch.device("cuda"), target_of(device_name("cuda")), case(op, shape)
+    dtype = adopt(operands)
     _, launched = Pass(of, device, dtype).launched()
     for kernel, tunable in tunables(of, dtype).items():
         ran = next(one.compiled for one in launched if one.kernel == kernel)

@@ -81,7 +81,7 @@ def shared(a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 def config_of(kernel: str, a: torch.Tensor, problem: Problem) -> Found:
     """The block sizes a kernel runs with for a problem, and where they are from."""
     sizes = (("C", min(padded(problem.channels), WIDEST)), ("M", problem.rows))
-    return lookup(kernel, a.device, a.dtype, sizes)
+    return lookup(kernel, a.device, 8 * a.dtype.itemsize, sizes)
 
 
 def described(a: torch.Tensor, s: torch.Tensor) -> tuple[str, ...]:

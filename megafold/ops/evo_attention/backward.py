@@ -12,6 +12,7 @@ from megafold.ops.evo_attention.tiles import (
     load_bias,
     load_kept,
     load_row,
+    load_shift,
     load_tile,
     logits,
     long,
@@ -63,6 +64,7 @@ def grad_q_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
 
     i_first = row(i_group, 0, rows_per_bias, ROWS)
@@ -94,7 +96,7 @@ def grad_q_kernel(
         b_do = b_do + (b_g,)
         i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
         b_r = load_row(p_stats + stride_inverse + i_stats, i_q, o_q, queries, EVEN_Q)
-        b_shift = b_shift + (load_row(p_stats + i_stats, i_q, o_q, queries, EVEN_Q),)
+        b_shift = b_shift + (load_shift(p_stats + i_stats, i_q, o_q, queries, EVEN_Q, EXACT, FP32),)
         b_inverse = b_inverse + (b_r,)
         b_dq = b_dq + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
         p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh),)
@@ -251,6 +253,7 @@ def grad_kv_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     p_qr = ()
     p_gr = ()
@@ -279,7 +282,7 @@ def grad_kv_kernel(
         i_stats = i_stats + ((i_row.to(tl.int64) * heads + i_head) * queries,)
         # Statistics are read a block ahead; a query beyond the end has no weights.
         p_r = p_stats + i_stats[r]
-        n_shift = n_shift + (load_row(p_r, 0, o_q, queries, EVEN_Q),)
+        n_shift = n_shift + (load_shift(p_r, 0, o_q, queries, EVEN_Q, EXACT, FP32),)
         n_inverse = n_inverse + (load_row(p_r + stride_inverse, 0, o_q, queries, EVEN_Q),)
         n_delta = n_delta + (load_row(p_delta + i_stats[r], 0, o_q, queries, EVEN_Q),)
     if HAS_BIAS:
@@ -311,7 +314,7 @@ def grad_kv_kernel(
                 )  # fmt: skip
         for r in tl.static_range(ROWS):
             p_r = p_stats + i_stats[r]
-            n_shift = n_shift + (load_row(p_r, i_next, o_q, queries, EVEN_Q),)
+            n_shift = n_shift + (load_shift(p_r, i_next, o_q, queries, EVEN_Q, EXACT, FP32),)
             n_inverse = n_inverse + (load_row(p_r + stride_inverse, i_next, o_q, queries, EVEN_Q),)
             n_delta = n_delta + (load_row(p_delta + i_stats[r], i_next, o_q, queries, EVEN_Q),)
             b_q = load_tile(
@@ -394,6 +397,7 @@ def grad_bias_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
 
     i_bias = i_rest % biases
@@ -425,7 +429,7 @@ def grad_bias_kernel(
         long(stride_gs),
     )
     step_s, step_m = long(heads * queries), long(stride_ms)
-    n_shift = load_row(p_sr, 0, o_q, left, EVEN_Q)
+    n_shift = load_shift(p_sr, 0, o_q, left, EVEN_Q, EXACT, FP32)
     n_inverse = load_row(p_sr + stride_inverse, 0, o_q, left, EVEN_Q)
     n_delta = load_row(p_dr, 0, o_q, left, EVEN_Q)
     n_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
@@ -457,7 +461,7 @@ def grad_bias_kernel(
         more = tl.where(i < last, step_s, 0)
         p_sr += more
         p_dr += more
-        n_shift = load_row(p_sr, 0, o_q, left, EVEN_Q)
+        n_shift = load_shift(p_sr, 0, o_q, left, EVEN_Q, EXACT, FP32)
         n_inverse = load_row(p_sr + stride_inverse, 0, o_q, left, EVEN_Q)
         n_delta = load_row(p_dr, 0, o_q, left, EVEN_Q)
         if HAS_MASK:

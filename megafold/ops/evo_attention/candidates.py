@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from megafold.ops.evo_attention import launch
+from megafold.ops.precision import TF32_BITS
 from megafold.ops.tuning import Config
 from megafold.ops.tuning.candidates import Candidates, per_thread
 
@@ -16,10 +17,13 @@ TILE_REGISTERS = (8, 64)
 
 def candidates(kernel: str, bits: int) -> Candidates | None:
     """What is worth trying for a kernel on operands of ``bits`` bits."""
+    tensor_cores = bits in (16, TF32_BITS)
     if kernel not in launch.KERNELS:
         return None
     if bits == 16:
         queries, keys, stages = (64, 128), (32, 64, 128), (1, 2, 3)
+    elif bits == TF32_BITS:
+        queries, keys, stages = (64, 128), (16, 32, 64), (1, 2)
     else:
         queries, keys, stages = (16, 32, 64), (16, 32, 64), (1, 2)
     if kernel == launch.GRAD_KV:
@@ -30,7 +34,7 @@ def candidates(kernel: str, bits: int) -> Candidates | None:
     if kernel == launch.GRAD_KV:
         blocks["KEYS_FIRST"] = (0, 1)
     # More programs at a time hide more waiting; NVIDIA's compiler can be held to fewer registers.
-    limits = (None, 96, 128, 168) if bits == 16 and torch.version.hip is None else (None,)
+    limits = (None, 96, 128, 168) if tensor_cores and torch.version.hip is None else (None,)
     return Candidates(blocks, stages=stages, registers=limits, sensible=_fills_registers)
 
 

@@ -4,9 +4,9 @@ Letters: B batch, S rows, N queries, M keys, H heads, D head width. *Rows* are t
 that share one tile of the bias: the S of one batch entry, or all B S of them where the bias
 has no batch. A program takes ROWS of them at once, so that a tile of the bias is read once for
 all of them. Statistics are ``[2, B S, H, N]`` in fp32: the shift that was taken from the logits
-(their maximum, times log2 e) and one over the sum of the weights. Keeping the two apart, not
-their logarithm's sum, gives the backward pass the very weights of the forward pass, also where
-logits are in the millions and a logarithm has lost its digits.
+(their maximum; of 16-bit operands times log2 e) and one over the sum of the weights. Keeping the
+two apart, not their logarithm's sum, gives the backward pass the very weights of the forward pass,
+also where logits are in the millions and a logarithm has lost its digits.
 
 Names: ``p_`` pointer, ``o_`` offsets, ``b_`` block, ``i_`` index of program or row.
 """
@@ -60,7 +60,7 @@ def forward_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
-    EXACT: tl.constexpr,  # whether 16 bits are too few: fp32, or few keys
+    EXACT: tl.constexpr,  # whether 16 bits are too few: fp32 (not TF32), or few keys
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -146,7 +146,7 @@ def forward_kernel(
 
     for r in tl.static_range(ROWS):
         i_row = row(i_group, r, rows_per_bias, ROWS).to(tl.int64)
-        b_shift = shift_of(b_max[r], EXACT)
+        b_shift = shift_of(b_max[r], EXACT or p_q.dtype.element_ty == tl.float32)  # see load_shift
         # A row whose keys are all masked has no weights: zeros, here and in every gradient.
         b_any = b_sum[r] > 0.0
         b_inverse = tl.where(b_any, tl.math.div_rn(1.0, tl.where(b_any, b_sum[r], 1.0)), 0.0)

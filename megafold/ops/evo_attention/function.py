@@ -120,15 +120,18 @@ def _configs(
 ) -> tuple[str, ...]:
     """The block sizes of every kernel this call would run, and where they are from."""
     from megafold.ops.evo_attention import launch
+    from megafold.ops.precision import reason
 
     q = autocast(q)
     problem = launch.Problem.of(q, k, pair_bias)
+    products = reason(q.dtype, q.device)
+    products = products and f"; {products}"
     lines = []
     for kernel in launch.KERNELS:
         if kernel == launch.GRAD_BIAS and (pair_bias is None or problem.rows_per_bias == 1):
             continue  # the kernel for q writes the gradient of a bias that no rows share
-        found = launch.config_of(kernel, problem, q.device, q.dtype)
-        lines.append(f"{kernel}: {found.config} ({found.source})")
+        found = launch.config_of(kernel, problem, q)
+        lines.append(f"{kernel}: {found.config} ({found.source}){products}")
     return tuple(lines)
 
 

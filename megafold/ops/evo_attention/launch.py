@@ -11,6 +11,7 @@ import torch
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.precision import IEEE, bits_of, precision_of
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import Config, Found, lookup
 
@@ -58,7 +59,7 @@ def padded_width(width: int) -> int:
     return max(SMALLEST_BLOCK, power_of_two(width))
 
 
-def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Found:
+def config_of(kernel: str, problem: Problem, q: torch.Tensor) -> Found:
     """The block sizes a kernel runs with for a problem, and where they are from."""
     sizes = (
         ("D", padded_width(problem.width)),
@@ -66,7 +67,7 @@ def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.
         ("K", problem.keys),
         ("R", problem.rows_per_bias),
     )
-    return lookup(kernel, device, dtype, sizes)
+    return lookup(kernel, q.device, bits_of(q.dtype, q.device), sizes)
 
 
 def forward(
@@ -79,12 +80,9 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output ``[B, S, N, H, D]`` and the statistics fp32 ``[2, B S, H, N]``."""
     problem = Problem.of(q, k, pair_bias)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    stats = torch.empty(
-        (2, problem.total_rows, problem.heads, problem.queries),
-        dtype=torch.float32,
-        device=q.device,
-    )
+    out = _empty_like(q)
+    of_rows = (2, problem.total_rows, problem.heads, problem.queries)
+    stats = torch.empty(of_rows, dtype=torch.float32, device=q.device)
     if out.numel():
         launch_forward(
             problem, q, k, v, spread(mask, problem), readable(pair_bias), out, stats, scale
@@ -131,10 +129,11 @@ def backward(
 
 def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
     """Fill ``out`` and ``stats``; arguments as those of the kernel."""
-    config = config_of(FORWARD, problem, q.device, q.dtype).config
+    config = config_of(FORWARD, problem, q).config
     launcher = _by_rows(
-        forward_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), (),
-        layout(q), layout(k), layout(v), None, layout(mask), layout(bias),
+        forward_kernel, config, problem, "BLOCK_Q", q.device, scale,
+        precision_of(q.dtype, q.device), (), layout(q), layout(k), layout(v), None, layout(mask),
+        layout(bias),
     )  # fmt: skip
     with on(q.device):
         return launcher(q, k, v, mask, bias, out, stats)
@@ -144,11 +143,12 @@ def launch_grad_q(
     problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
-    config = config_of(GRAD_Q, problem, q.device, q.dtype).config
+    config = config_of(GRAD_Q, problem, q).config
     stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
     launcher = _by_rows(
-        grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale, _precision(q), stored,
-        layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
+        grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale,
+        precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
+        layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
         return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias)
@@ -156,13 +156,14 @@ def launch_grad_q(
 
 def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
-    config = config_of(GRAD_KV, problem, q.device, q.dtype).config
+    config = config_of(GRAD_KV, problem, q).config
     if config.blocks["KEYS_FIRST"]:
         bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
     launcher = _by_rows(
-        grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale, _precision(q), stored,
-        layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
+        grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale,
+        precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
+        layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
         return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v)
@@ -170,7 +171,7 @@ def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, gra
 
 def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale) -> Any:
     """Fill ``grad_bias``: the rows in groups, then the sum of the groups."""
-    config = config_of(GRAD_BIAS, problem, q.device, q.dtype).config
+    config = config_of(GRAD_BIAS, problem, q).config
     blocks = _fitted(config.blocks, problem)
     tiles = (
         cdiv(problem.queries, blocks["BLOCK_Q"])
@@ -189,8 +190,8 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
         sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
     launcher = _bias_sums(
         grad_bias_kernel, config, problem, tiles * groups, per_group, q.device, scale,
-        _precision(q), layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
-        sums.dtype,
+        precision_of(q.dtype, q.device), layout(q), layout(k), layout(v), layout(grad),
+        layout(mask), layout(bias), sums.dtype,
     )  # fmt: skip
     with on(q.device):
         compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums)
@@ -274,7 +275,7 @@ def along_queries(bias: torch.Tensor | None, problem: Problem) -> torch.Tensor |
 
 
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _fitted(blocks, problem: Problem) -> dict[str, int]:
@@ -298,7 +299,8 @@ def _constants(
         "EVEN_K": fits(problem.keys, blocks["BLOCK_K"]),
         "EVEN_D": problem.width == block_d,
         "PRECISION": precision,
-        "EXACT": q[1] == torch.float32 or problem.keys <= FEW_KEYS,
+        # TF32 has the precision of fp16, and is treated alike.
+        "EXACT": (q[1] == torch.float32 and precision == IEEE) or problem.keys <= FEW_KEYS,
         "BLOCK_D": block_d,
         **blocks,
     }
@@ -307,12 +309,6 @@ def _constants(
 def fits(size: int, block: int) -> bool:
     """Whether blocks fill a dimension, so that no read needs a mask; none fills an empty one."""
     return size > 0 and size % block == 0
-
-
-def _precision(q: torch.Tensor) -> str:
-    """How fp32 operands are multiplied: as torch's own setting says for its products."""
-    fp32 = q.dtype == torch.float32 and q.device.type == "cuda" and torch.version.hip is None
-    return "tf32" if fp32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _sizes(problem: Problem, scale: float) -> tuple[float | int, ...]:

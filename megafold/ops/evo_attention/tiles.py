@@ -54,6 +54,19 @@ def load_row(p, start, o, n, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_shift(p, start, o, n, EVEN: tl.constexpr, EXACT: tl.constexpr, FP32: tl.constexpr):
+    """The shifts of queries ``start + o`` as :func:`weights` takes them.
+
+    For fp32 they are kept as logits, whichever way its products go: torch's setting may change
+    between the passes.
+    """
+    b_shift = load_row(p, start, o, n, EVEN)
+    if FP32 and not EXACT:
+        b_shift = b_shift * LOG2E
+    return b_shift
+
+
+@triton.jit
 def load_kept(p_mask, start, o_k, stride_mk, keys, HAS_MASK: tl.constexpr, EVEN: tl.constexpr):
     """Which keys ``start + o_k`` of one row there are and the mask allows, bool."""
     if HAS_MASK:
@@ -145,10 +158,10 @@ def shift_of(b_max, EXACT: tl.constexpr):
 def weights(b_x, b_shift, EXACT: tl.constexpr):
     """``exp(b_x - maximum)``, from logits and the shift of their maximum.
 
-    The hardware's power of two is good to 22 bits: plenty for 16-bit results. For fp32 (EXACT)
-    it takes as many operations as in a mathematical library: the argument less a multiple of
-    ln 2 (in two parts, Cody and Waite 1980), a polynomial (Taylor to the 7th power, error
-    2**-27), a power of two.
+    The hardware's power of two is good to 22 bits: plenty for 16-bit results and for
+    TF32. For full fp32 (EXACT) it takes as many operations as in a mathematical library: the
+    argument less a multiple of ln 2 (in two parts, Cody and Waite 1980), a polynomial (Taylor to
+    the 7th power, error 2**-27), a power of two.
     """
     if EXACT:
         b_t = tl.maximum(b_x - b_shift, -104.0)  # below the smallest fp32, -inf too

@@ -8,23 +8,29 @@ from dataclasses import replace
 import torch
 
 from megafold.ops.evo_attention import launch
+from megafold.ops.precision import IEEE, TF32, TF32_BITS, name_of, products_in
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.candidates import block_names
 from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
 
-# Triangle attention; of the default table two widths, the usual one and the largest. bf16 stands
-# for fp16 as well: the two compile alike.
+# Triangle attention; of the default table two widths, the usual one and the largest, but all in
+# TF32. bf16 stands for fp16 as well: the two compile alike.
 HEADS, TOKENS = 4, 384
 WIDTHS = (32, 128)
-DTYPES = {32: torch.float32, 16: torch.bfloat16}
+OPERANDS = {
+    32: (torch.float32, IEEE),
+    TF32_BITS: (torch.float32, TF32),
+    16: (torch.bfloat16, IEEE),
+}
 
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of every table, for compiling ahead of time."""
     default = [e for e in tables()[DEFAULT] if e.kernel in launch.KERNELS]
-    found = [_shipped(e, f"D{e.sizes['D']}") for e in default if e.sizes["D"] in WIDTHS]
+    default = [e for e in default if e.sizes["D"] in WIDTHS or e.bits == TF32_BITS]
+    found = [_shipped(e, f"D{e.sizes['D']}") for e in default]
     sharing: dict[int, list[str]] = {}  # devices that have one table
     for device, entries in tables().items():
         sharing.setdefault(id(entries), []).append(device)
@@ -65,7 +71,7 @@ def variant(
         out, stats = launch.forward(q, k, v, mask, pair_bias, scale)
         launch.backward(out, q, k, v, mask, pair_bias, out, stats, scale, asked)
 
-    name = str(q.dtype).removeprefix("torch.")
+    name = name_of(q.dtype, q.device)
     with use_config(kernel, config):
         launched = {v.name: v for v in recorded(call, name)}
     if f"{kernel} {name}" not in launched:
@@ -75,14 +81,15 @@ def variant(
 
 def _shipped(entry: Entry, key: str) -> KernelVariant:
     """An entry of a table at the sizes it was measured at; a default one on triangle attention."""
-    dtype, width = DTYPES[entry.bits], entry.sizes["D"]
+    (dtype, precision), width = OPERANDS[entry.bits], entry.sizes["D"]
     rows, queries, keys = (entry.sizes.get(name, TOKENS) for name in "RNK")
     q = torch.empty(1, rows, queries, HEADS, width, dtype=dtype, device="meta")
     k = torch.empty(1, rows, keys, HEADS, width, dtype=dtype, device="meta")
     mask = torch.empty(1, rows, keys, dtype=torch.bool, device="meta")
     bias = torch.empty(1, HEADS, queries, keys, dtype=torch.float32, device="meta")
     config = Config(entry.blocks, entry.num_warps, entry.num_stages, entry.max_registers)
-    of = variant(entry.kernel, config, q, k, k, mask, bias)
+    with products_in(precision):
+        of = variant(entry.kernel, config, q, k, k, mask, bias)
     return replace(of, name=f"{of.name} {key}")
 
 

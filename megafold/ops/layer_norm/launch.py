@@ -27,7 +27,7 @@ def padded(channels: int) -> int:
 def config_of(kernel: str, like: torch.Tensor, rows: int, channels: int) -> Found:
     """The block sizes a kernel runs with on rows of the dtype of ``like``."""
     sizes = (("C", min(padded(channels), WIDEST)), ("M", rows))
-    return lookup(kernel, like.device, like.dtype, sizes)
+    return lookup(kernel, like.device, 8 * like.dtype.itemsize, sizes)
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ def near_rows(x: torch.Tensor) -> torch.Tensor:
 def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
     """The block sizes a fused kernel runs with for a problem, and where they are from."""
     sizes = (("C", padded(problem.channels)), ("O", problem.outs), ("M", problem.rows))
-    return lookup(kernel, weight.device, weight.dtype, sizes)
+    return lookup(kernel, weight.device, 8 * weight.dtype.itemsize, sizes)
 
 
 def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.
         ("M", problem.rows),
         ("H", problem.hidden),
     )
-    return lookup(kernel, device, dtype, sizes)
+    return lookup(kernel, device, 8 * dtype.itemsize, sizes)
 
 
 def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:

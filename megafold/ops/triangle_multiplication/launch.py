@@ -9,6 +9,7 @@ import torch
 
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
+from megafold.ops.precision import precision_of
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.triangle_multiplication.backward import grad_x_kernel, grad_z_kernel
 from megafold.ops.triangle_multiplication.forward import output_kernel, project_kernel
@@ -42,7 +43,7 @@ class Problem(NamedTuple):
 def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
     """The block sizes a kernel runs with for a problem, and where they are from."""
     sizes = (("C", padded(problem.channels)), ("M", problem.pairs))
-    return lookup(kernel, weight.device, weight.dtype, sizes)
+    return lookup(kernel, weight.device, 8 * weight.dtype.itemsize, sizes)
 
 
 def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
@@ -59,7 +60,8 @@ def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats,
     """Fill ``edges`` and ``stats``; arguments as those of the kernel."""
     launcher = _launcher(
         project_kernel, config_of(PROJECT, problem, p).config, problem, None,
-        (z.stride(0), eps, problem.pairs, problem.channels), precision(p), z.device,
+        (z.stride(0), eps, problem.pairs, problem.channels),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in (z, mask, norm_weight, norm_bias, p, g)),
     )  # fmt: skip
     with on(z.device):
@@ -74,7 +76,8 @@ def launch_output(
     operands = (x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g)
     launcher = _launcher(
         output_kernel, config_of(OUTPUT, problem, p).config, problem, None,
-        (z.stride(0), eps, problem.pairs, problem.channels), precision(p), z.device,
+        (z.stride(0), eps, problem.pairs, problem.channels),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in (*operands, stats_in, stats_out)),
     )  # fmt: skip
     with on(z.device):
@@ -93,7 +96,8 @@ def launch_weights_out(
     blocks, splits = _split(WEIGHTS_OUT, problem, p)
     launcher = _launcher(
         weights_out_kernel, config_of(WEIGHTS_OUT, problem, p).config, problem, blocks * splits,
-        (grad.stride(0), z.stride(0), problem.pairs, problem.channels), precision(p), z.device,
+        (grad.stride(0), z.stride(0), problem.pairs, problem.channels),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
@@ -111,7 +115,8 @@ def launch_grad_x(
     )  # fmt: skip
     launcher = _launcher(
         grad_x_kernel, config_of(GRAD_X, problem, p).config, problem, None,
-        (grad.stride(0), z.stride(0), problem.pairs, problem.channels), precision(p), z.device,
+        (grad.stride(0), z.stride(0), problem.pairs, problem.channels),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
@@ -126,7 +131,8 @@ def launch_weights_in(
     blocks, splits = _split(WEIGHTS_IN, problem, p)
     launcher = _launcher(
         weights_in_kernel, config_of(WEIGHTS_IN, problem, p).config, problem, blocks * splits,
-        (z.stride(0), problem.pairs, problem.channels, gap), precision(p), z.device,
+        (z.stride(0), problem.pairs, problem.channels, gap),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
@@ -143,7 +149,8 @@ def launch_grad_z(
     )  # fmt: skip
     launcher = _launcher(
         grad_z_kernel, config_of(GRAD_Z, problem, p).config, problem, None,
-        (z.stride(0), problem.pairs, problem.channels, gap), precision(p), z.device,
+        (z.stride(0), problem.pairs, problem.channels, gap),
+        precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in operands),
     )  # fmt: skip
     with on(z.device):
@@ -195,10 +202,3 @@ def _fitted(config: Config, problem: Problem) -> dict[str, int]:
         "BLOCK_O": min(config.blocks["BLOCK_O"], width),
         "BLOCK_C": width,
     }
-
-
-def precision(weight: torch.Tensor) -> str:
-    """How fp32 operands are multiplied: as torch's own setting says for its products."""
-    nvidia = weight.device.type == "cuda" and torch.version.hip is None
-    tf32 = weight.dtype == torch.float32 and nvidia and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"

@@ -1,4 +1,4 @@
-"""Block sizes of the kernels: data in tables, looked up by device, dtype and sizes."""
+"""Block sizes of the kernels: data in tables, looked up by device, bits of an operand and sizes."""
 
 from megafold.ops.tuning.config import (
     Asked,

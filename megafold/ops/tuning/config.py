@@ -55,7 +55,7 @@ class Asked(NamedTuple):
     """What a call looked up: the block sizes of one kernel."""
 
     kernel: str
-    dtype: torch.dtype
+    bits: int
     sizes: Sizes
 
 
@@ -102,10 +102,12 @@ def lookups() -> Iterator[list[Asked]]:
         _listening[:] = [other for other in _listening if other is not asked]
 
 
-def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Found:
+def lookup(kernel: str, device: torch.device, bits: int, sizes: Sizes) -> Found:
     """The configuration a kernel runs with, and where it is from.
 
     Args:
+        bits: of an operand, as it is multiplied: 16, 32, or 19 for fp32 in TF32
+            (``megafold.ops.precision.bits_of``).
         sizes: name and number; the first must agree with an entry's, and of those entries the
             one nearest in the others counts (by ratios).
 
@@ -113,11 +115,11 @@ def lookup(kernel: str, device: torch.device, dtype: torch.dtype, sizes: Sizes) 
         LookupError: no table has the kernel at this first size.
     """
     for asked in _listening:
-        asked.append(Asked(kernel, dtype, sizes))
+        asked.append(Asked(kernel, bits, sizes))
     override = _overrides.get(kernel)
     if override is not None:
         return Found(override, "use_config")
-    return _from_tables(kernel, device_slug(device), dtype.itemsize * 8, sizes)
+    return _from_tables(kernel, device_slug(device), bits, sizes)
 
 
 @lru_cache(maxsize=4096)

@@ -20,10 +20,10 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Entry:
-    """The block sizes of one kernel for operands of one width in bits, around one size."""
+    """The block sizes of one kernel for operands of so many bits, around one size."""
 
     kernel: str  # "evo_attention.forward"
-    bits: int  # of an element of the operands: 16 or 32
+    bits: int  # of an operand, as it is multiplied: 16, 32, or 19 for fp32 in TF32
     sizes: Mapping[str, int]  # what the entry was measured at; a default has the width alone
     blocks: Mapping[str, int]  # the kernel's block arguments by name
     num_warps: int
