@@ -129,9 +129,18 @@ class MSAModule(nn.Module):
         return z
 
     def draw_rows(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Alignment rows for one cycle, int64, the query first."""
+        """Alignment rows for one cycle, int64, the query first.
+
+        Padding rows are drawn only where the others are fewer than a cycle reads; so as many
+        rows come of every batch of one shape.
+        """
         available, device = batch.msa.shape[0], batch.msa.device
         if available <= self.rows:
             return torch.arange(available, device=device)
-        drawn = 1 + torch.randperm(available - 1, generator=generator)[: self.rows - 1]
-        return torch.cat([torch.zeros(1, dtype=torch.long), drawn]).to(device)
+        there = batch.msa_mask.any(-1).cpu()
+        there[0] = True  # the query
+        found, padding = there.nonzero().squeeze(1), (~there).nonzero().squeeze(1)
+        if len(found) > self.rows:
+            drawn = 1 + torch.randperm(len(found) - 1, generator=generator)[: self.rows - 1]
+            found = found[torch.cat([torch.zeros(1, dtype=torch.long), drawn])]
+        return torch.cat([found, padding])[: self.rows].to(device)

@@ -190,8 +190,21 @@ def test_msa_rows_beyond_the_limit_are_drawn_and_the_query_stays(model):
     assert torch.equal(module.draw_rows(rows_available(10), seeded()), torch.arange(10))
 
 
-def rows_available(number):
-    return SimpleNamespace(msa=torch.zeros(number, 3))
+@pytest.mark.parametrize("real", [10, 100])
+def test_padding_rows_are_not_drawn_while_there_are_others(model, real):
+    module, limit = model.msa_module, model.config.msa_rows
+    padded = rows_available(500, real)
+    rows = module.draw_rows(padded, seeded())
+    assert len(rows) == limit  # one shape for all batches of one shape
+    assert (rows < real).sum() == min(real, limit)
+    unpadded = module.draw_rows(rows_available(real), seeded())
+    assert torch.equal(rows[: len(unpadded)], unpadded)
+
+
+def rows_available(number, real=None):
+    mask = torch.zeros(number, 3, dtype=torch.bool)
+    mask[:real, 1] = True
+    return SimpleNamespace(msa=torch.zeros(number, 3), msa_mask=mask)
 
 
 def test_sampling_gives_coordinates_and_is_repeatable(model, batch):
