@@ -64,6 +64,23 @@ def test_a_chain_laid_over_another_clashes(dimer):
     assert ranking.has_clash(dimer, x)
 
 
+@pytest.mark.parametrize(("size", "allowed"), [(None, 100), (20, 10)])
+def test_a_chain_clashes_beyond_a_hundred_or_half_of_its_atoms(dimer, size, allowed):
+    chain = dimer.asym_id[dimer.atom_to_token]
+    first, second = ((chain == c).nonzero().squeeze(1)[:size] for c in chain.unique().tolist())
+    assert size or min(len(first), len(second)) > 2 * allowed
+    mask = torch.zeros_like(dimer.atom_mask)
+    mask[first] = mask[second] = True
+    batch = dataclasses.replace(dimer, atom_mask=mask)
+    apart = 5.0 * torch.arange(len(mask))[:, None].expand(-1, 3).float()
+    for number in (allowed, allowed + 1):
+        x = apart.clone()
+        x[second[:number]] = x[first[:number]] + 0.6  # 1.04 angstrom away
+        assert ranking.has_clash(batch, x) == (number > allowed)
+    x[second[:number]] = x[first[:number]] + 0.65  # 1.13
+    assert not ranking.has_clash(batch, x)
+
+
 def test_ligands_and_neighbouring_residues_do_not_clash(batch):
     ligand = dataclasses.replace(batch, is_ligand=torch.ones_like(batch.is_ligand))
     assert not ranking.has_clash(ligand, torch.zeros_like(batch.positions))
