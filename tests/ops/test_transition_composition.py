@@ -88,10 +88,23 @@ def test_fused_kernels_are_launched_for_what_is_asked_for(names, expected):
     assert [one.kernel.removeprefix("transition.") for one in found] == expected
 
 
-@each_plan
-def test_two_numbers_a_row_are_kept_for_the_backward_pass(shape):
-    inputs, _ = leaves_of(drawn(shape)[0])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [(SHAPES[0], torch.float16), (SHAPES[1], torch.float32)]
+)
+def test_two_numbers_a_row_are_kept_for_the_backward_pass(shape, dtype):
+    inputs, _ = leaves_of(drawn(shape, dtype)[0])
     assert saved_bytes(lambda: fused(inputs), inputs.values()) == 2 * 4 * 37
+
+
+def test_wide_rows_keep_themselves_normalised_gate_and_value():
+    inputs, _ = leaves_of(drawn(SHAPES[1])[0])
+    kept = saved_bytes(lambda: fused(inputs), inputs.values())
+    hidden, channels = inputs["weight_gate"].shape
+    both = 2 * hidden * channels  # the weights of gate and value as one
+    assert kept == 2 * 4 * 37 + 2 * (37 * (channels + 2 * hidden) + both)
+    # Of what eager keeps: gate, value, silu(gate), their product, normalised rows.
+    rows = saved_bytes(lambda: ops.reference.transition(**inputs), inputs.values())
+    assert kept - 2 * both < rows
 
 
 @each_plan
@@ -100,12 +113,49 @@ def test_second_backward_gives_the_same_gradients(shape):
     inputs, leaves = leaves_of(inputs)
     out = fused(inputs)
     first = torch.autograd.grad(out, leaves, grad, retain_graph=True)
-    second = torch.autograd.grad(out, leaves, grad)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    second = torch.autograd.grad(out, leaves, grad, create_graph=True)  # the operator
+    third = torch.autograd.grad(out, leaves, grad)
+    for a, b, c in zip(first, second, third, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
 
 
-def test_no_graph_is_made_without_gradients():
-    inputs, _ = drawn(SHAPES[0])
+def test_what_is_kept_is_written_over_in_the_last_backward_pass_alone():
+    inputs, grad = drawn(SHAPES[1])
+    inputs, leaves = leaves_of(inputs)
+    kept = []
+
+    def noted(tensor):
+        kept.append((tensor, tensor.detach().clone()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+        out = fused(inputs)
+
+    def written_over():
+        return [t.shape for t, before in kept if not torch.equal(t, before)]
+
+    torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    assert written_over() == []
+    torch.autograd.grad(out, leaves, grad)
+    assert written_over() == [(37, 2 * 32)]  # gate and value
+
+
+def test_compiled_operators_write_over_nothing_that_they_kept():
+    """Two calls on the same values may be one for the compiler, with what it keeps."""
+    inputs, grad = drawn(SHAPES[1])
+
+    def twice(given):
+        return fused(given) + 2 * fused(given)
+
+    torch.compiler.reset()
+    compiled = torch.compile(twice, backend="aot_eager", fullgraph=True)
+    assert_same(accuracy.results(compiled, inputs, grad), accuracy.results(twice, inputs, grad))
+
+
+@each_plan
+def test_no_graph_is_made_without_gradients(shape):
+    inputs, _ = drawn(shape)
     assert not fused(inputs).requires_grad
     with torch.no_grad():
         assert not fused(leaves_of(inputs)[0]).requires_grad
@@ -120,9 +170,11 @@ def test_second_derivative_is_refused_with_a_way_out(shape):
         torch.autograd.grad(sum(g.sum() for g in first), leaves)
 
 
-@each_plan
-def test_one_chunk_at_a_time_is_in_memory(shape, monkeypatch):
-    inputs, grad = drawn(shape.replace("M37", "M1024").replace("H32", "H128"))
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [("M1024 C16 H128", torch.float16), ("M1024 C136 H128", torch.float32)]
+)
+def test_one_chunk_at_a_time_is_in_memory(shape, dtype, monkeypatch):
+    inputs, grad = drawn(shape, dtype)
     inputs, leaves = leaves_of(inputs)
     # What the kernels compute is no matter here, and interpreted they allocate, too.
     monkeypatch.setattr(Launcher, "__call__", lambda self, *tensors: None)
@@ -133,15 +185,40 @@ def test_one_chunk_at_a_time_is_in_memory(shape, monkeypatch):
         return peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
 
     hidden, channels = inputs["weight_gate"].shape
-    assert peak(256) - peak(128) <= 1.2 * 128 * 2 * (3 * hidden + 2 * channels)
+    assert peak(256) - peak(128) <= 1.2 * 128 * dtype.itemsize * (3 * hidden + 2 * channels)
+
+
+def test_gate_and_value_are_in_memory_once(monkeypatch):
+    """At most: output, normalised rows, gate and value or their gradients, the activation."""
+    inputs, grad = drawn("M1024 C136 H272")
+    inputs, leaves = leaves_of(inputs)
+    monkeypatch.setattr(Launcher, "__call__", lambda self, *tensors: None)
+    peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
+    x, weight = inputs["x"].nbytes, inputs["weight_gate"].nbytes
+    # The norm's sums are those of eight programs here; statistics are two numbers of 32 bits.
+    assert peak <= 8 * x + 2 * 4 * 1024 + 5.1 * weight
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_without_gradients_wide_rows_go_in_chunks(gradients, monkeypatch):
+    inputs, _ = drawn(SHAPES[1])
+    calls = []
+    real = launch.chunks
+    monkeypatch.setattr(launch, "chunks", lambda *sizes: calls.append(sizes) or real(*sizes))
+    with torch.set_grad_enabled(gradients):
+        fused(leaves_of(inputs)[0])
+    assert len(calls) == (not gradients)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", ["M40000 C128 H512", "M10000 C768 H1536"])
-def test_scratch_memory_is_within_its_bound(shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [("M40000 C128 H512", torch.bfloat16), ("M10000 C768 H1536", torch.float32)],
+)
+def test_scratch_memory_is_within_its_bound(shape, dtype, monkeypatch):
     monkeypatch.setattr(launch, "SCRATCH_BYTES", 2**20)
     monkeypatch.setattr(launch, "SCRATCH_OF_PRODUCTS", 2**20)
-    inputs, grad = drawn(shape, torch.bfloat16)
+    inputs, grad = drawn(shape, dtype)
     inputs, leaves = leaves_of(inputs)
     peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
     x, weight = inputs["x"].nbytes, inputs["weight_gate"].nbytes
@@ -150,6 +227,24 @@ def test_scratch_memory_is_within_its_bound(shape, monkeypatch):
 
 
 # -- torch.library, torch.compile.
+
+
+@pytest.mark.parametrize("norms", [True, False], ids=["norms", "no norms"])
+def test_registration_of_what_keeps_passes_opcheck(norms):
+    inputs, grad = drawn(SHAPES[1])
+    if not norms:
+        inputs |= {"norm_weight": None, "norm_bias": None}
+    tensors = [inputs[name] for name in ARGUMENTS]
+    _, *kept = torch.ops.megafold.transition_keeping(*tensors, EPS)
+    torch.library.opcheck(
+        torch.ops.megafold.transition_keeping_backward.default,
+        (grad, *tensors, *kept, [True, norms, norms, True, True, True]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    for t in tensors:
+        if t is not None:
+            t.requires_grad_()
+    torch.library.opcheck(torch.ops.megafold.transition_keeping.default, (*tensors, EPS))
 
 
 @each_plan
@@ -175,7 +270,10 @@ def test_registration_passes_opcheck(shape, norms):
     torch.library.opcheck(torch.ops.megafold.transition.default, (*tensors, EPS))
 
 
-def test_dispatch_modes_see_the_operators():
+@pytest.mark.parametrize(
+    ("shape", "name"), [(SHAPES[0], "transition"), (SHAPES[1], "transition_keeping")]
+)
+def test_dispatch_modes_see_the_operators(shape, name):
     """Those that count operations, trace, or trade memory for time."""
     seen = []
 
@@ -184,12 +282,12 @@ def test_dispatch_modes_see_the_operators():
             seen.append(function)
             return function(*args, **(kwargs or {}))
 
-    inputs, grad = drawn(SHAPES[0])
+    inputs, grad = drawn(shape)
     expected = accuracy.results(fused, inputs, grad)
     with Seeing():
         found = accuracy.results(fused, inputs, grad)
-    assert torch.ops.megafold.transition.default in seen
-    assert torch.ops.megafold.transition_backward.default in seen
+    assert getattr(torch.ops.megafold, name).default in seen
+    assert getattr(torch.ops.megafold, f"{name}_backward").default in seen
     assert_same(found, expected)
 
 
@@ -202,11 +300,12 @@ def test_compiles_into_one_graph(shape, backend):
     assert_same(accuracy.results(compiled, inputs, grad), accuracy.results(fused, inputs, grad))
 
 
-def test_compiles_with_rows_left_open():
+@each_plan
+def test_compiles_with_rows_left_open(shape):
     torch.compiler.reset()
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True, dynamic=True)
-    for shape in ("M37 C16 H32", "M20 C16 H32"):
-        inputs, grad = drawn(shape)
+    for rows in ("M37", "M20"):
+        inputs, grad = drawn(shape.replace("M37", rows))
         assert_same(accuracy.results(compiled, inputs, grad), accuracy.results(fused, inputs, grad))
 
 
@@ -297,8 +396,10 @@ def test_explain_names_the_plan_and_why():
     assert [line.split(":")[0] for line in lines] == list(launch.KERNELS)
     assert all("safe default, C 128" in line or "table of" in line for line in lines)
     (line,) = explained("M9 C129 H32")
+    assert "with gradients all rows at once" in line
     assert "C 129 is wider than the 128 that the fused kernels hold" in line
     (line,) = explained("M9 C128 H32", torch.float32)
+    assert "kept" not in line
     assert "the fused kernels take 16-bit operands, not float32" in line
 
 
@@ -326,7 +427,8 @@ def test_other_block_sizes_give_the_same_within_rounding(kernel, blocks):
 def test_every_kernel_is_among_those_compiled_ahead_of_time():
     names = {variant.name.split()[0] for variant in variants()}
     both = {f"transition.{name}_{way}" for name in BETWEEN for way in ("forward", "backward")}
-    assert names == {*launch.KERNELS, "transition.reduce_gradients", *both}
+    sums = {f"transition.{way}_gradients" for way in ("reduce", "split")}
+    assert names == {*launch.KERNELS, *sums, *both}
     for variant in variants():
         assert list(variant.signature) == variant.kernel.arg_names
 

@@ -67,12 +67,13 @@ def norm_backward_kernel(
     p_x,  # [M, C], rows any distance apart
     p_weight,  # [C] or None
     p_stats,  # fp32 [2, M]
-    p_grad_x,  # [M, C], contiguous, written; or None
+    p_grad_x,  # [M, C], contiguous, written; may be p_grad; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
     stride_x,
     stride_stats,  # from a row's mean to its inverse deviation
     rows,
     channels,
+    per_program,  # blocks of BLOCK_M rows
     HAS_WEIGHT: tl.constexpr,
     STORE_X: tl.constexpr,
     STORE_SUMS: tl.constexpr,
@@ -80,15 +81,17 @@ def norm_backward_kernel(
     EVEN_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    REPEATS: tl.constexpr,  # blocks of rows that one program takes
 ):
-    """One program takes REPEATS BLOCK_M rows, and adds up their share of the parameters'."""
+    """One program takes ``per_program`` blocks, and adds up their share of the parameters'."""
     o_m = tl.arange(0, BLOCK_M)
     o_c = tl.arange(0, BLOCK_C)
+    if HAS_WEIGHT:
+        b_weight = load_channel(p_weight, o_c, channels, EVEN_C)[None, :]
     b_of_weight = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     b_of_bias = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for repeat in range(REPEATS):
-        i_m = (tl.program_id(0).to(tl.int64) * REPEATS + repeat) * BLOCK_M
+    first = tl.program_id(0).to(tl.int64) * per_program
+    for i in range(per_program):
+        i_m = (first + i) * BLOCK_M
         b_dn = load_rows(p_grad, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
         b_dn = b_dn.to(tl.float32)
         b_hat, _b_n, b_inverse = load_normalised(
@@ -100,7 +103,7 @@ def norm_backward_kernel(
             b_of_bias += b_dn
         if STORE_X:
             if HAS_WEIGHT:
-                b_dn = b_dn * load_channel(p_weight, o_c, channels, EVEN_C)[None, :]
+                b_dn = b_dn * b_weight
             b_dx = norm_gradient(b_dn, b_hat, b_inverse, channels)
             store_rows(p_grad_x, b_dx, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
     if STORE_SUMS:
@@ -109,7 +112,9 @@ def norm_backward_kernel(
 
 @triton.jit
 def swiglu_forward_kernel(
-    p_pairs,  # [M, 2 H], contiguous: gate, then value; written in gate's place: the activation
+    p_pairs,  # [M, 2 H], contiguous: gate, then value
+    p_activation,  # [M, H], rows stride_a apart, written; may be gate's place
+    stride_a,
     rows,
     hidden,
     EVEN_M: tl.constexpr,
@@ -129,13 +134,15 @@ def swiglu_forward_kernel(
     b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_h = swiglu(b_gate.to(tl.float32), b_value.to(tl.float32))
-    store_rows(p, b_h, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
+    store_rows(p_activation + i_h, b_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
 
 
 @triton.jit
 def swiglu_backward_kernel(
-    p_pairs,  # [M, 2 H], contiguous: gate, then value; written: their gradients
-    p_grad,  # [M, H], contiguous: gradient of the activation; written: the activation itself
+    p_pairs,  # [M, 2 H], contiguous: gate, then value
+    p_grad,  # [M, H], rows stride_a apart: of the activation; written: the activation itself
+    p_grad_pairs,  # [M, 2 H], contiguous, written: gradients of gate and value; may be p_pairs
+    stride_a,
     rows,
     hidden,
     EVEN_M: tl.constexpr,
@@ -143,7 +150,7 @@ def swiglu_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """One program replaces all three for BLOCK_H hidden units of BLOCK_M rows."""
+    """One program takes BLOCK_H hidden units of BLOCK_M rows."""
     blocks = tl.cdiv(hidden, BLOCK_H)
     i_m = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
     i_h = (tl.program_id(0) % blocks) * BLOCK_H
@@ -153,11 +160,12 @@ def swiglu_backward_kernel(
     p, p_h = p_pairs + i_h, p_grad + i_h
     b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
-    b_grad = load_rows(p_h, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
+    b_grad = load_rows(p_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
     b_h, b_dg, b_dv = swiglu_gradients(
         b_grad.to(tl.float32), b_gate.to(tl.float32), b_value.to(tl.float32)
     )
-    store_rows(p_h, b_h, i_m, o_m, o_h, hidden, rows, left, EVEN_M, EVEN_H)
+    store_rows(p_h, b_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
+    p = p_grad_pairs + i_h
     store_rows(p, b_dg, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     store_rows(p + hidden, b_dv, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
 

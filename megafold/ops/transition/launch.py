@@ -2,7 +2,8 @@
 
 Two plans. *Fused*, for 16-bit operands and rows that one program holds: one kernel forward, and
 backward two for each chunk of rows and one at the end. *By products*, for all else: products of
-the vendor's library, with kernels between them, for each chunk.
+the vendor's library, with kernels between them: in 16 bits for training of all rows at once, what
+the backward pass needs being kept; else for each chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.transition import elementwise
 from megafold.ops.transition.backward import grad_rows_kernel
 from megafold.ops.transition.forward import forward_kernel
-from megafold.ops.transition.weights import grad_weights_kernel, reduce_gradients_kernel
+from megafold.ops.transition.weights import (
+    grad_weights_kernel,
+    reduce_gradients_kernel,
+    split_gradients_kernel,
+)
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "transition.forward"
@@ -36,8 +41,10 @@ AT_A_TIME = 2  # programs of the kernel by rows that registers let a multiproces
 
 # Kernels without products: bandwidth is all they need, whatever the device.
 NORM_ELEMENTS = 4096  # of a tile
-NORM_ROWS = 16  # that one program adds up
-ELEMENTS = 1024  # that one program takes
+NORM_ROWS = 16  # at most
+NORM_WAVES = 8  # programs of the norm's gradient per multiprocessor, whose sums are added up
+ELEMENTS = 1024  # that one program takes, or takes at a time
+COPIED = 4096
 WIDEST_BLOCK = 512  # of hidden units, of these elements
 REDUCED = {"BLOCK_U": 8, "BLOCK_P": 256, "BLOCK_S": 16}  # partial sums of a program
 OPTIONS = {"num_warps": 4, "num_stages": 1}
@@ -59,6 +66,11 @@ class Problem(NamedTuple):
 def fused(channels: int, dtype: torch.dtype) -> bool:
     """Whether the fused kernels take a call."""
     return channels <= WIDEST_FUSED and dtype.itemsize == 2
+
+
+def keeps(channels: int, dtype: torch.dtype) -> bool:
+    """Whether a call that has gradients keeps what is hidden: the normalised rows, gate, value."""
+    return dtype.itemsize == 2 and not fused(channels, dtype)
 
 
 def why_not_fused(channels: int, dtype: torch.dtype) -> str:
@@ -89,7 +101,10 @@ def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
     problem = Problem.of(x, weight_gate)
     if not fused(problem.channels, weight_gate.dtype):
         why = why_not_fused(problem.channels, weight_gate.dtype)
-        return (f"products by torch.mm in chunks of rows, kernels between them ({why})",)
+        how = f"products by torch.mm in chunks of rows, kernels between them ({why})"
+        if keeps(problem.channels, weight_gate.dtype):
+            how += "; with gradients all rows at once, normalised rows, gate and value are kept"
+        return (how,)
     lines = []
     for kernel in KERNELS:
         found = config_of(kernel, problem, x.device, weight_gate.dtype)
@@ -211,6 +226,20 @@ def launch_reduce(problem: Problem, partial, sums, gate, value, out, norm_weight
         return launcher(partial, sums, *found)
 
 
+def launch_split(both, sums, gate, value, norm_weight, norm_bias) -> Any:
+    """Fill the gradients that are not None from ``both`` ``[2 H, C]`` and the norm's sums."""
+    found = (gate, value, norm_weight, norm_bias)
+    given = both if sums is None else sums
+    channels, device = given.shape[-1], given.device
+    launcher = _split(
+        split_gradients_kernel, 0 if both is None else both.numel() // 2,
+        0 if sums is None else sums.shape[0], channels, device,
+        *(None if tensor is None else tensor.dtype for tensor in (both, *found)),
+    )  # fmt: skip
+    with on(device):
+        return launcher(both, sums, *found)
+
+
 def launch_norm_forward(x, weight, bias, normalised, stats, eps) -> Any:
     """Fill ``normalised`` ``[M, C]``, and the statistics ``[2, M]`` where they are not None."""
     launcher = _norm_forward(
@@ -229,21 +258,22 @@ def launch_norm_backward(
     Returns what Triton compiled, and sums ``[programs, 2, C]`` for the norm's weight and bias
     where they are wanted.
     """
-    rows, channels = x.shape
-    sums = None
-    if want_sums:
-        programs = cdiv(rows, _norm_blocks(channels)["BLOCK_M"] * _repeats(channels))
-        sums = x.new_empty((programs, 2, channels), dtype=torch.float32)
     launcher = _norm_backward(
-        elementwise.norm_backward_kernel, rows, channels, want_sums, x.device, grad.dtype,
+        elementwise.norm_backward_kernel, *x.shape, want_sums, x.device, grad.dtype,
         layout(stats), layout(x), layout(weight), layout(grad_x),
     )  # fmt: skip
+    sums = None
+    if want_sums:
+        sums = x.new_empty((launcher.grid[0], 2, x.shape[1]), dtype=torch.float32)
     with on(x.device):
         return launcher(grad, x, weight, stats, grad_x, sums), sums
 
 
 def launch_swiglu(kernel: Any, pairs: torch.Tensor, *others: torch.Tensor) -> Any:
-    """Run one of the kernels of SwiGLU on gate and value, ``[M, 2 H]``, and what else it takes."""
+    """Run one of the kernels of SwiGLU on gate and value, ``[M, 2 H]``, and what else it takes.
+
+    First of the others is the activation or its gradient, ``[M, H]``, rows any distance apart.
+    """
     rows, width = pairs.shape
     launcher = _swiglu(
         kernel, rows, width // 2, pairs.device, layout(pairs), *(layout(t) for t in others)
@@ -324,11 +354,22 @@ def _reduce(
 
 
 @lru_cache(maxsize=4096)
+def _split(
+    kernel: Any, half: int, programs: int, channels: int, device: torch.device,
+    *dtypes: torch.dtype | None,
+) -> Launcher:  # fmt: skip
+    constants = {"BLOCK": COPIED, "BLOCK_P": REDUCED["BLOCK_P"], "BLOCK_S": REDUCED["BLOCK_S"]}
+    of_sums = cdiv(2 * channels, constants["BLOCK_S"]) if programs else 0
+    numbers = (half, programs, channels)
+    return Launcher(kernel, cdiv(half, COPIED) + of_sums, numbers, constants, OPTIONS)
+
+
+@lru_cache(maxsize=4096)
 def _norm_forward(
     kernel: Any, rows: int, channels: int, eps: float, device: torch.device, stats: Layout | None,
     x: Layout, weight: Layout | None, bias: Layout | None, dtype: torch.dtype,
 ) -> Launcher:  # fmt: skip
-    blocks = _norm_blocks(channels)
+    blocks = _norm_blocks(channels, NORM_ELEMENTS)
     constants = {
         "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None,
@@ -347,21 +388,20 @@ def _norm_backward(
     kernel: Any, rows: int, channels: int, sums: bool, device: torch.device, dtype: torch.dtype,
     stats: Layout, x: Layout, weight: Layout | None, grad_x: Layout | None,
 ) -> Launcher:  # fmt: skip
-    blocks = _norm_blocks(channels)
-    repeats = _repeats(channels)
-    per_program = blocks["BLOCK_M"] * repeats
+    # Rows one by one, or as many as a tile of ELEMENTS has, so that the sums stay in registers.
+    sizes = _norm_blocks(channels, ELEMENTS)
+    blocks = cdiv(rows, sizes["BLOCK_M"])
+    per_program = cdiv(blocks, min(blocks, NORM_WAVES * multiprocessors(device)))
     constants = {
         "HAS_WEIGHT": weight is not None,
         "STORE_X": grad_x is not None,
         "STORE_SUMS": sums,
-        "EVEN_M": rows % per_program == 0,
-        "EVEN_C": channels == blocks["BLOCK_C"],
-        "REPEATS": repeats,
-        **blocks,
+        "EVEN_M": rows % (sizes["BLOCK_M"] * per_program) == 0,
+        "EVEN_C": channels == sizes["BLOCK_C"],
+        **sizes,
     }
-    numbers = (x[0][0], stats[0][0], rows, channels)
-    programs = cdiv(rows, per_program)
-    return Launcher(kernel, programs, numbers, constants, OPTIONS)
+    numbers = (x[0][0], stats[0][0], rows, channels, per_program)
+    return Launcher(kernel, cdiv(blocks, per_program), numbers, constants, OPTIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -377,7 +417,8 @@ def _swiglu(
         "BLOCK_H": block_h,
     }
     programs = cdiv(rows, block_m) * cdiv(hidden, block_h)
-    return Launcher(kernel, programs, (rows, hidden), constants, OPTIONS)
+    numbers = (tensors[1][0][0], rows, hidden)
+    return Launcher(kernel, programs, numbers, constants, OPTIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -389,13 +430,9 @@ def _elementwise(
 
 
 @lru_cache(maxsize=256)
-def _norm_blocks(channels: int) -> dict[str, int]:
+def _norm_blocks(channels: int, elements: int) -> dict[str, int]:
     block_c = power_of_two(channels)
-    return {"BLOCK_M": min(NORM_ROWS, max(1, NORM_ELEMENTS // block_c)), "BLOCK_C": block_c}
-
-
-def _repeats(channels: int) -> int:
-    return NORM_ROWS // _norm_blocks(channels)["BLOCK_M"]
+    return {"BLOCK_M": min(NORM_ROWS, max(1, elements // block_c)), "BLOCK_C": block_c}
 
 
 def _tiles(hidden: int, block: int) -> int:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.registration import Passes, register
-from megafold.ops.transition import passes
+from megafold.ops.transition import launch, passes
+from megafold.ops.transition.keeping import has_gradient, register_keeping
+
+OPERANDS = (
+    "Tensor x", "Tensor? norm_weight", "Tensor? norm_bias",
+    "Tensor weight_gate", "Tensor weight_value", "Tensor weight_out",
+)  # fmt: skip
 
 
 def _fake(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps):
@@ -15,13 +21,19 @@ def _fake(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
     return weight_gate.new_empty(x.shape), stats
 
 
+def _fake_keeping(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps):
+    hidden, channels = weight_gate.shape
+    y, stats = _fake(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    rows = x.numel() // x.shape[-1]
+    normalised = weight_gate.new_empty((0 if eps is None else rows, channels))
+    pairs = weight_gate.new_empty((rows, 2 * hidden))
+    return y, stats, normalised, pairs, weight_gate.new_empty((2 * hidden, channels))
+
+
 _call = register(
     Passes(
         name="transition",
-        operands=(
-            "Tensor x", "Tensor? norm_weight", "Tensor? norm_bias",
-            "Tensor weight_gate", "Tensor weight_value", "Tensor weight_out",
-        ),
+        operands=OPERANDS,
         options=("float? eps",),
         kept=("Tensor stats",),
         forward=passes.forward,
@@ -29,7 +41,19 @@ _call = register(
         fake=_fake,
         for_backward=("eps",),
     )
-)  # fmt: skip
+)
+
+_call_keeping = register_keeping(
+    Passes(
+        name="transition_keeping",
+        operands=OPERANDS,
+        options=("float? eps",),
+        kept=("Tensor stats", "Tensor normalised", "Tensor pairs", "Tensor both"),
+        forward=passes.forward_keeping,
+        backward=passes.backward_from_kept,
+        fake=_fake_keeping,
+    )
+)
 
 
 def apply(
@@ -46,4 +70,7 @@ def apply(
     Args:
         eps: of the norm; None where x is not to be normalised.
     """
-    return _call(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)[0]
+    operands = x, norm_weight, norm_bias, weight_gate, weight_value, weight_out
+    if launch.keeps(x.shape[-1], weight_gate.dtype) and has_gradient(*operands):
+        return _call_keeping(*operands, eps)
+    return _call(*operands, eps)[0]

@@ -61,10 +61,47 @@ def forward(
                 of_stats = stats if of_x is flat_x else stats[:, rows]
                 launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, of_stats, eps)
             pairs = _product(normalised, both.t())
-            launch.launch_swiglu(swiglu_forward_kernel, pairs)
-            _product_into(_part(flat_y, rows), pairs[:, : problem.hidden], out.t())
-            del normalised, pairs  # before the next chunk's are made
+            activation = pairs[:, : problem.hidden]  # in gate's place
+            launch.launch_swiglu(swiglu_forward_kernel, pairs, activation)
+            _product_into(_part(flat_y, rows), activation, out.t())
+            del normalised, pairs, activation  # before the next chunk's are made
     return y, stats
+
+
+def forward_keeping(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    gate: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    eps: float | None,
+) -> tuple[torch.Tensor, ...]:
+    """By products, all rows at once: the output, and what :func:`backward_from_kept` needs.
+
+    Returns:
+        The output ``[..., C]``; the norm's statistics, fp32 ``[2, M]``; the normalised rows
+        ``[M, C]`` (without a norm neither); gate and value of each row, ``[M, 2 H]``; their
+        weights as one, ``[2 H, C]``.
+    """
+    problem, norm = Problem.of(x, gate), eps is not None
+    y = torch.empty(x.shape, dtype=gate.dtype, device=x.device)
+    stats = torch.empty((2 * norm, problem.rows), dtype=torch.float32, device=x.device)
+    both = torch.cat([gate, value])
+    normalised = gate.new_empty((problem.rows * norm, problem.channels))
+    if not problem.rows or not problem.hidden:
+        pairs = gate.new_empty((problem.rows, 2 * problem.hidden))
+        return y.zero_(), stats.zero_(), normalised.zero_(), pairs, both
+    flat_x = _by_rows(x)
+    norm_weight, norm_bias, out = _contiguous(norm_weight, norm_bias, out)
+    if norm:
+        launch.launch_norm_forward(flat_x, norm_weight, norm_bias, normalised, stats, eps)
+    with _as_given(x.device):
+        pairs = _product(normalised if norm else flat_x.to(gate.dtype), both.t())
+        activation = gate.new_empty((problem.rows, problem.hidden))
+        launch.launch_swiglu(swiglu_forward_kernel, pairs, activation)
+        _product_into(_by_rows(y), activation, out.t())
+    return y, stats, normalised, pairs, both
 
 
 def backward(
@@ -99,6 +136,60 @@ def backward(
     )
     found = zip(arguments, (grad_x, *of_parameters), asked, strict=True)
     return [_as(gradient, of.dtype) for of, gradient, one in found if one]
+
+
+def backward_from_kept(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    gate: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    normalised: torch.Tensor,
+    pairs: torch.Tensor,
+    both: torch.Tensor,
+    asked: Sequence[bool],
+    *,
+    last: bool = False,
+) -> list[torch.Tensor]:
+    """What :func:`backward` returns, from what :func:`forward_keeping` did.
+
+    Args:
+        last: nobody needs ``pairs`` after this: their gradients are written over them.
+    """
+    problem, norm = Problem.of(x, gate), stats.shape[0] > 0
+    arguments = (x, norm_weight, norm_bias, gate, value, out)
+    if not problem.rows or not problem.hidden:
+        return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
+    for_x, for_weight, for_bias, for_gate, for_value, for_out = asked
+    flat_x, flat_grad = _by_rows(x), _by_rows(grad)
+    norm_weight, out = _contiguous(norm_weight, out)
+    of_x = of_both = of_out = sums = None
+    with _as_given(x.device):
+        activation = _product(flat_grad, out)  # its gradient, until the kernel replaces it
+        of_pairs = pairs if last else _empty(pairs)
+        launch.launch_swiglu(swiglu_backward_kernel, pairs, activation, of_pairs)
+        if for_out:
+            of_out = _plus_product(None, flat_grad, activation)
+        del activation
+        if for_gate or for_value:
+            of_both = _plus_product(None, of_pairs, normalised if norm else flat_x.to(gate.dtype))
+        if for_x or for_weight or for_bias:
+            of_x = _product(of_pairs, both)  # of the normalised rows
+    del of_pairs
+    if of_x is not None and norm:
+        of_normalised = of_x
+        if of_x.dtype != x.dtype:
+            of_x = torch.empty(flat_x.shape, dtype=x.dtype, device=x.device)
+        _, sums = launch.launch_norm_backward(
+            of_normalised, flat_x, norm_weight, stats, of_x if for_x else None,
+            for_weight or for_bias,
+        )  # fmt: skip
+    of_parameters = _apart(arguments[1:5], of_both, sums, asked[1:5])
+    of_x = _as(of_x.view(x.shape), x.dtype) if for_x else None
+    return [g for g, one in zip((of_x, *of_parameters, of_out), asked, strict=True) if one]
 
 
 Parameters = Sequence[torch.Tensor | None]  # the norm's weight and bias; of gate, value and output
@@ -166,7 +257,7 @@ def _products_backward(
     problem = Problem.of(x, gate)
     for_weight, for_bias, for_gate, for_value, for_out = asked
     both = torch.cat([gate, value])
-    sums: torch.Tensor | None = None  # fp32 [2, C], for the norm's weight and bias
+    sums: list[torch.Tensor] = []  # of each chunk, for the norm's weight and bias
     of_both: torch.Tensor | None = None  # [2 H, C], for the weights of gate and value
     of_out: torch.Tensor | None = None
     with _as_given(x.device):
@@ -178,7 +269,7 @@ def _products_backward(
                 launch.launch_norm_forward(of_x, norm_weight, norm_bias, normalised, None, eps)
             pairs = _product(normalised, both.t())
             activation = _product(of_grad, out)  # its gradient, until the kernel replaces it
-            launch.launch_swiglu(swiglu_backward_kernel, pairs, activation)
+            launch.launch_swiglu(swiglu_backward_kernel, pairs, activation, pairs)
             if for_gate or for_value:
                 of_both = _plus_product(of_both, pairs, normalised)
             if for_out:
@@ -193,18 +284,27 @@ def _products_backward(
                     for_weight or for_bias,
                 )  # fmt: skip
                 if of_chunk is not None:
-                    of_chunk = of_chunk.sum(dim=0)
-                    sums = of_chunk if sums is None else sums.add_(of_chunk)
+                    sums.append(of_chunk)
             del normalised, pairs, activation  # before the next chunk's are made
-    # Copies: results of an operator share no memory.
-    halves = (None, None) if of_both is None else of_both.split(problem.hidden)
-    found = (*((None, None) if sums is None else sums), *halves)
-    dtypes = (x.dtype if p is None else p.dtype for p in parameters)
-    copies = [
-        total.to(dtype, copy=True) if one else None
-        for total, dtype, one in zip(found, dtypes, asked[:4], strict=False)
-    ]
-    return [*copies, of_out]
+    together = torch.cat(sums) if len(sums) > 1 else next(iter(sums), None)
+    return [*_apart(parameters[:4], of_both, together, asked[:4]), of_out]
+
+
+def _apart(
+    parameters: Parameters,
+    of_both: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """The gradients asked for of the norm's parameters, of gate and of value.
+
+    Tensors of their own, for results of an operator share no memory, in the parameters' dtypes.
+    """
+    found = [_empty(p) if one else None for p, one in zip(parameters, asked, strict=True)]
+    if of_both is not None or sums is not None:
+        of_weight, of_bias, of_gate, of_value = found
+        launch.launch_split(of_both, sums, of_gate, of_value, of_weight, of_bias)
+    return found
 
 
 def gate_forward(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -85,12 +85,14 @@ def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[Kern
     stats = _empty(2, rows, dtype=torch.float32)
     hidden = 2 * channels
     pairs, activation = _empty(rows, 2 * hidden, dtype=dtype), _empty(rows, hidden, dtype=dtype)
+    both, gate, value = (_empty(n * hidden, channels, dtype=dtype) for n in (2, 1, 1))
 
     def call() -> None:
         launch.launch_norm_forward(x, weight, bias, other, stats, 1e-5)
-        launch.launch_norm_backward(other, x, weight, stats, third, True)
-        launch.launch_swiglu(elementwise.swiglu_forward_kernel, pairs)
-        launch.launch_swiglu(elementwise.swiglu_backward_kernel, pairs, activation)
+        _, sums = launch.launch_norm_backward(other, x, weight, stats, third, True)
+        launch.launch_swiglu(elementwise.swiglu_forward_kernel, pairs, activation)
+        launch.launch_swiglu(elementwise.swiglu_backward_kernel, pairs, activation, pairs)
+        launch.launch_split(both, sums, gate, value, weight, bias)
         period = x.numel()
         launch.launch_elementwise(elementwise.gate_forward_kernel, x, other, third, period=period)
         launch.launch_elementwise(

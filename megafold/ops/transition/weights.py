@@ -1,4 +1,4 @@
-"""The gradients of the transition's weights in Triton: products over rows, and their sums.
+"""The gradients of the transition's parameters in Triton: products over rows, and their sums.
 
 Letters and names as in ``forward.py``; U is one of the 3 H hidden columns that the kernel by rows
 writes: gradients of gate, of value, the activation. The rows of a chunk are split among programs;
@@ -118,6 +118,48 @@ def _reduce_sums(
     if p_bias is not None:
         of_bias = (o_s >= channels) & (o_s < 2 * channels)
         tl.store(p_bias + (o_s - channels), b_sum.to(p_bias.dtype.element_ty), mask=of_bias)
+
+
+@triton.jit
+def split_gradients_kernel(
+    p_both,  # [2 H, C], contiguous: of gate's weight, then of value's; or None
+    p_sums,  # fp32 [programs, 2, C]: for the norm's weight and bias; or None
+    p_gate,  # [H, C], contiguous, written as all that follow are; or None
+    p_value,  # [H, C]
+    p_norm_weight,  # [C]
+    p_norm_bias,  # [C]
+    half,  # H C
+    programs,
+    channels,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Tensors of their own from what was multiplied as one; sums added in order.
+
+    A program copies BLOCK consecutive elements of both weights, or adds up BLOCK_S sums.
+    """
+    program = tl.program_id(0)
+    if p_both is None:
+        _reduce_sums(
+            p_sums, p_norm_weight, p_norm_bias, program, programs, channels, BLOCK_P, BLOCK_S
+        )
+    else:
+        copies = tl.cdiv(half, BLOCK)
+        if program < copies:
+            o = program * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+            m = o < half
+            if p_gate is not None:
+                b = tl.load(p_both + o, mask=m, other=0.0)
+                tl.store(p_gate + o, b.to(p_gate.dtype.element_ty), mask=m)
+            if p_value is not None:
+                b = tl.load(p_both + half + o, mask=m, other=0.0)
+                tl.store(p_value + o, b.to(p_value.dtype.element_ty), mask=m)
+        elif p_sums is not None:
+            _reduce_sums(
+                p_sums, p_norm_weight, p_norm_bias, program - copies, programs, channels,
+                BLOCK_P, BLOCK_S,
+            )  # fmt: skip
 
 
 @triton.jit
