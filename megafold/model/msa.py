@@ -50,7 +50,9 @@ class PairWeightedAveraging(nn.Module):
     def forward(self, m: torch.Tensor, z: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
         """m ``[M, N, c_m]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool; returns as m."""
         v, g = self.vg(m).chunk(2, dim=-1)
-        logits = self.pair_bias(z).masked_fill(~token_mask[None, :, None], -1e9)
+        logits = self.pair_bias(z)
+        never = torch.finfo(logits.dtype).min  # not -inf: of padding alone that is no number
+        logits = logits.masked_fill(~token_mask[None, :, None], never)
         weight = torch.softmax(logits, dim=1)
         v = v.unflatten(-1, (self.heads, -1))
         out = torch.einsum("ijh,sjhc->sihc", weight, v).flatten(-2)

@@ -1,6 +1,6 @@
 """One set of weights, two implementations: the whole model in PyTorch and by its kernels.
 
-On the CPU the kernels run in Triton's interpreter, and in fp32, for it does not round bf16 as a
+On the CPU the kernels run in Triton's interpreter, and in fp16, for it does not round bf16 as a
 GPU does; on a GPU the model runs under autocast in bf16.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from contextlib import nullcontext
+from statistics import median
 
 import pytest
 import torch
@@ -81,7 +82,8 @@ def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
 
     All errors of one run have their origin in the same few roundings and scatter together, so
     the factor holds for the mean over all results; each alone is held to the larger one, of its
-    own error in eager or of eager's typical one.
+    own error in eager or of eager's typical one. So are gradients that are zero but for rounding,
+    which are a few roundings that did not cancel, and scatter the more.
     """
     kernels = losses_and_gradients("triton", dtype, device)
     eager = losses_and_gradients("torch", dtype, device)
@@ -92,9 +94,10 @@ def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
     # An offset of all logits of a softmax, for one.
     rest = [name for name in exact if name not in nothing]
     assert len(rest) > 0.9 * len(exact)
-    for name in nothing:
-        bound = 10 * max(eager[name].abs().max(), torch.finfo(dtype).eps * NOTHING * largest)
-        assert kernels[name].abs().max() <= bound, name
+    noise = {name: float(eager[name].abs().max()) for name in nothing}
+    least = max(torch.finfo(dtype).eps * NOTHING * float(largest), median(noise.values()))
+    for name, of_eager in noise.items():
+        assert kernels[name].abs().max() <= 10 * max(of_eager, least), name
 
     def errors(results: accuracy.Results) -> dict[str, float]:
         return {name: accuracy.relative_errors(results[name], exact[name])[0] for name in rest}
@@ -111,8 +114,9 @@ def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted beside a GPU")
-def test_both_backends_are_one_model_on_the_cpu():
-    assert_the_same_model(torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_both_backends_are_one_model_on_the_cpu(dtype):
+    assert_the_same_model(dtype, "cpu")
 
 
 @pytest.mark.gpu
