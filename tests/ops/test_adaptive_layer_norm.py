@@ -179,8 +179,19 @@ def test_the_same_input_gives_the_same_bits(dtype):
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def test_only_statistics_are_kept_for_the_backward_pass():
-    case, inputs, _ = drawn("S2 N20 A24 C20")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ("S2 N20 A24 C20 shared", torch.float16, []),
+        ("S2 N20 A24 C20", torch.float32, []),
+        # The normalised condition, gate and shift, the weights of both as one.
+        ("S2 N20 A24 C20", torch.float16, [(40, 20), (40, 48), (48, 20)]),
+    ],
+)
+def test_statistics_are_kept_for_the_backward_pass_and_projections_of_own_conditions(
+    shape, dtype, expected
+):
+    case, inputs, _ = drawn(shape, dtype)
     saved = []
 
     def keep(tensor):
@@ -192,7 +203,36 @@ def test_only_statistics_are_kept_for_the_backward_pass():
         case.run(given)
     own = {t.data_ptr() for t in given.values()}
     made = [(tuple(t.shape), t.dtype) for t in saved if t.data_ptr() not in own]
-    assert made == [((2, 40), torch.float32)] * 2  # of a and of s
+    rows_s = inputs["s"].numel() // 20
+    statistics = [((2, rows), torch.float32) for rows in (40, rows_s)]
+    assert made == [*statistics, *((shape, dtype) for shape in expected)]
+
+
+def test_what_is_kept_is_written_over_in_the_last_backward_pass_alone():
+    case, inputs, grad = drawn("S2 N20 A24 C20")
+    kept = []
+
+    def noted(tensor):
+        kept.append((tensor, tensor.detach().clone()))
+        return tensor
+
+    given = {n: t.requires_grad_() for n, t in inputs.items()}
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t), ops.use("triton"):
+        out = case.run(given)
+    first = torch.autograd.grad(out, list(given.values()), grad, retain_graph=True)
+    assert all(torch.equal(t, before) for t, before in kept)
+    second = torch.autograd.grad(out, list(given.values()), grad)
+    assert [t.shape for t, before in kept if not torch.equal(t, before)] == [(40, 48)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("waves", [1, 8])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_rows_with_conditions_of_their_own_are_shared_out_in_any_way(rows, waves):
+    case, inputs, grad = drawn("S3 N21 A24 C20")
+    config = ops.Config({"ROWS": rows, "WAVES": waves}, 4, 1)
+    with ops.use_config(launch.GRADIENT_ROWS, config):
+        assert_kernels_accurate(case, inputs, grad)
 
 
 def test_accuracy_is_that_of_the_reference_under_autocast():

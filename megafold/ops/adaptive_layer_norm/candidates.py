@@ -9,5 +9,5 @@ from megafold.ops.tuning.candidates import Candidates
 
 def candidates(kernel: str, bits: int) -> Candidates | None:
     """What is worth trying for a kernel, whatever its operands."""
-    known = {launch.MODULATE: False, launch.GRADIENT: True}
+    known = {launch.MODULATE: False, launch.GRADIENT: True, launch.GRADIENT_ROWS: True}
     return by_rows(known[kernel]) if kernel in known else None

@@ -114,7 +114,7 @@ def _configs(
     """What this call would run in both passes: block sizes, and where they are from."""
     from megafold.ops.adaptive_layer_norm import launch
 
-    return launch.described(a, s)
+    return launch.described(a, s, autocast(weight_gate))
 
 
 dispatch.register(

@@ -2,7 +2,9 @@
 
 The condition is normalised by a kernel and projected through torch, by the very products that
 PyTorch has, so that they are as exact; as often as there are conditions. What is kept for the
-backward pass is statistics: it normalises the condition and projects for the gate once more.
+backward pass is statistics: it normalises the condition and projects for the gate once more. But
+where every row has a condition of its own, in 16 bits, gate and shift are one product, and a call
+with gradients keeps it with the normalised condition: as much as eager keeps.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from megafold.ops.adaptive_layer_norm.kernels import gradient_kernel, modulate_kernel
+from megafold.ops.adaptive_layer_norm.kernels import (
+    finish_kernel,
+    gradient_kernel,
+    gradient_rows_kernel,
+    modulate_kernel,
+)
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm import launch as by_rows
 from megafold.ops.layer_norm.launch import (
@@ -30,7 +37,11 @@ from megafold.ops.tuning import Config, Found, lookup
 
 MODULATE = "adaptive_layer_norm.modulate"
 GRADIENT = "adaptive_layer_norm.gradient"
-KERNELS = (MODULATE, GRADIENT)
+GRADIENT_ROWS = "adaptive_layer_norm.gradient_rows"  # every row with a condition of its own
+KERNELS = (MODULATE, GRADIENT, GRADIENT_ROWS)
+
+FINISH = {"BLOCK": 4096, "BLOCK_P": 256, "BLOCK_S": 16}
+FINISH_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
 class Problem(NamedTuple):
@@ -84,15 +95,25 @@ def config_of(kernel: str, a: torch.Tensor, problem: Problem) -> Found:
     return lookup(kernel, a.device, 8 * a.dtype.itemsize, sizes)
 
 
-def described(a: torch.Tensor, s: torch.Tensor) -> tuple[str, ...]:
+def keeps(a: torch.Tensor, s: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a call with gradients keeps the projections, for an s that :func:`shared` gave."""
+    own = a.numel() * s.shape[-1] == s.numel() * a.shape[-1]  # as many conditions as rows
+    return own and weight.dtype.itemsize == 2
+
+
+def described(a: torch.Tensor, s: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     """What both passes of a call run, with block sizes and where those are from."""
     s = shared(a, s)
     problem = Problem.of(a, s)
-    own = (f"{k}: {(f := config_of(k, a, problem)).config} ({f.source})" for k in KERNELS)
+    kept = keeps(a, s, weight)
+    kernels = (MODULATE, GRADIENT_ROWS if kept else GRADIENT)
+    own = (f"{k}: {(f := config_of(k, a, problem)).config} ({f.source})" for k in kernels)
     wide = s.shape[-1]
     of_s = {k: by_rows.config_of(k, s, problem.conditions, wide) for k in by_rows.KERNELS}
     lines = (f"  {kernel}: {f.config} ({f.source})" for kernel, f in of_s.items())
     once = f"{problem.conditions} conditions projected once, each for {problem.sharing} rows of a"
+    if kept:
+        once += " (kept with the normalised condition where there are gradients)"
     return (*own, f"{once}, products by torch, between", *lines)
 
 
@@ -118,8 +139,40 @@ def forward(
         )
         gate, shift = F.linear(normal, weight_gate, bias_gate), F.linear(normal, weight_shift)
         del normal
-        launch_modulate(problem, as_rows(a), gate, shift, out, stats_a, eps)
+        launch_modulate(problem, as_rows(a), gate, shift, None, out, stats_a, eps)
     return out, stats_a, stats_s
+
+
+def forward_keeping(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    norm_weight_s: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    bias_gate: torch.Tensor | None,
+    weight_shift: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """As :func:`forward`, where every row has a condition of its own.
+
+    Returns:
+        Its three results; the normalised condition ``[M, Cs]``; gate, before its bias, and shift
+        of each row, ``[M, 2 Ca]``; the weights of both as one, ``[2 Ca, Cs]``.
+    """
+    problem = Problem.of(a, s)
+    out = torch.empty(a.shape, dtype=dtype, device=a.device)
+    stats_a = torch.empty((2, problem.rows), dtype=torch.float32, device=a.device)
+    stats_s = torch.empty_like(stats_a)
+    both = torch.cat([weight_gate, weight_shift])
+    normal = by_rows.normalise(
+        as_rows(s), packed(norm_weight_s), None, stats_s, eps, both.dtype, given=False
+    )
+    projected = F.linear(normal, both)
+    if out.numel():
+        gate, shift = projected.split(problem.channels, dim=1)
+        bias = packed(bias_gate)
+        launch_modulate(problem, as_rows(a), gate, shift, bias, out, stats_a, eps)
+    return out, stats_a, stats_s, normal, projected, both
 
 
 def backward(
@@ -173,14 +226,92 @@ def backward(
     ]
 
 
-def launch_modulate(problem, a, gate, shift, out, stats, eps) -> Any:
+def backward_from_kept(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    s: torch.Tensor,
+    norm_weight_s: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    bias_gate: torch.Tensor | None,
+    weight_shift: torch.Tensor,
+    stats_a: torch.Tensor,
+    stats_s: torch.Tensor,
+    normal: torch.Tensor,
+    projected: torch.Tensor,
+    both: torch.Tensor,
+    asked: Sequence[bool],
+    *,
+    last: bool = False,
+) -> list[torch.Tensor]:
+    """What :func:`backward` returns, from what :func:`forward_keeping` did.
+
+    Args:
+        last: nobody needs ``projected`` after this: its gradient is written over it.
+    """
+    operands = (a, s, norm_weight_s, weight_gate, bias_gate, weight_shift)
+    if not grad.numel():
+        return [
+            torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+            for t, one in zip(operands, asked, strict=True)
+            if one
+        ]
+    for_a, for_s, for_norm, for_gate, for_bias, for_shift = asked
+    grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if for_a else None
+    of_projected = None
+    if any((for_s, for_norm, for_gate, for_shift)):
+        of_projected = projected if last else torch.empty_like(projected)
+    of_bias = launch_gradient_rows(
+        as_rows(grad), as_rows(a), projected, packed(bias_gate), stats_a, grad_a, of_projected,
+        for_bias,
+    )  # fmt: skip
+    of_both = of_s = of_norm = None
+    if for_gate or for_shift:
+        of_both = of_projected.t() @ normal
+    if for_s or for_norm:
+        of_s, of_norm = by_rows.gradient_with_sums(
+            of_projected @ both, as_rows(s), packed(norm_weight_s), stats_s, for_x=for_s,
+            for_parameters=for_norm,
+        )  # fmt: skip
+    of_parameters = _finished(operands[2:], of_both, of_bias, of_norm, asked[2:])
+    found = (grad_a, None if of_s is None else as_operand(of_s, s), *of_parameters)
+    return [gradient for gradient, one in zip(found, asked, strict=True) if one]
+
+
+def _finished(
+    parameters: Sequence[torch.Tensor | None],
+    of_both: torch.Tensor | None,
+    of_bias: torch.Tensor | None,
+    of_norm: torch.Tensor | None,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """The gradients asked for of the norm's weight, the gate's weight and bias, the shift's."""
+    norm, gate, bias, shift = found = [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if one else None
+        for t, one in zip(parameters, asked, strict=True)
+    ]
+    if any(asked):
+        channels, channels_s = parameters[1].shape
+        tensors = (of_both, of_bias, of_norm, gate, shift, bias, norm)
+        launcher = _finish(
+            finish_kernel, parameters[1].device, channels, channels_s,
+            0 if of_bias is None else of_bias.shape[0],
+            0 if of_norm is None else of_norm.shape[1],
+            *(None if t is None else t.dtype for t in tensors),
+        )  # fmt: skip
+        with on(parameters[1].device):
+            launcher(*tensors)
+    return found
+
+
+def launch_modulate(problem, a, gate, shift, bias, out, stats, eps) -> Any:
     """Fill ``out`` and ``stats``; arguments as those of the kernel."""
     config = config_of(MODULATE, a, problem).config
     launcher = _modulate(
-        modulate_kernel, config, problem, a.device, eps, layout(a), layout(gate), out.dtype
-    )
+        modulate_kernel, config, problem, a.device, eps, layout(a), layout(gate), layout(shift),
+        layout(bias), out.dtype,
+    )  # fmt: skip
     with on(a.device):
-        return launcher(a, gate, shift, out, stats)
+        return launcher(a, gate, shift, bias, out, stats)
 
 
 def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> torch.Tensor | None:
@@ -211,14 +342,65 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
     return sums[0] if groups == 1 else sums.sum(dim=0).to(gate.dtype)
 
 
+def launch_gradient_rows(
+    grad, a, projected, bias, stats, grad_a, grad_projected, for_bias
+) -> torch.Tensor | None:
+    """Fill ``grad_a`` and ``grad_projected`` where they are not None.
+
+    Returns:
+        Where it is asked for, the programs' shares of the gradient of the gate's bias, fp32
+        ``[programs, C]``.
+    """
+    rows, channels = a.shape
+    config = config_of(GRADIENT_ROWS, a, Problem(rows, rows, 1, channels)).config
+    launcher = _gradient_rows(
+        gradient_rows_kernel, config, rows, channels, a.device, layout(grad), layout(a),
+        layout(bias), projected.dtype, grad_a is not None, grad_projected is not None, for_bias,
+    )  # fmt: skip
+    sums = None
+    if for_bias:
+        shape = (launcher.grid[0], channels)
+        sums = torch.empty(shape, dtype=torch.float32, device=a.device)
+    with on(a.device):
+        launcher(grad, a, projected, bias, stats, grad_a, grad_projected, sums)
+    return sums
+
+
 @lru_cache(maxsize=4096)
 def _modulate(
     kernel: Any, config: Config, problem: Problem, device: torch.device, eps: float, a: Layout,
-    gate: Layout, out: torch.dtype,
+    gate: Layout, shift: Layout, bias: Layout | None, out: torch.dtype,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, problem.channels)
     programs = cdiv(problem.rows, constants["ROWS"])
-    return Launcher(kernel, programs, (a[0][0], eps, *problem), constants, config.options)
+    numbers = (a[0][0], gate[0][0], eps, *problem)
+    return Launcher(kernel, programs, numbers, constants, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _gradient_rows(
+    kernel: Any, config: Config, rows: int, channels: int, device: torch.device, grad: Layout,
+    a: Layout, bias: Layout | None, projected: torch.dtype, *wanted: bool,
+) -> Launcher:  # fmt: skip
+    constants = fitted(config, channels)
+    blocks = cdiv(rows, constants["ROWS"])
+    programs = config.blocks["WAVES"] * multiprocessors(device)
+    per_program = cdiv(blocks, min(blocks, programs))
+    numbers = (grad[0][0], a[0][0], rows, channels, per_program)
+    return Launcher(kernel, cdiv(blocks, per_program), numbers, constants, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _finish(
+    kernel: Any, device: torch.device, channels: int, channels_s: int, programs: int,
+    programs_s: int, *dtypes: torch.dtype | None,
+) -> Launcher:  # fmt: skip
+    half = channels * channels_s if dtypes[0] is not None else 0
+    blocks = cdiv(half, FINISH["BLOCK"])
+    blocks += cdiv(channels, FINISH["BLOCK_S"]) if programs else 0
+    blocks += cdiv(channels_s, FINISH["BLOCK_S"]) if programs_s else 0
+    numbers = (half, programs, channels, programs_s, channels_s)
+    return Launcher(kernel, blocks, numbers, FINISH, FINISH_OPTIONS)
 
 
 @lru_cache(maxsize=4096)

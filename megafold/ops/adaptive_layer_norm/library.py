@@ -6,6 +6,13 @@ import torch
 
 from megafold.ops.adaptive_layer_norm import launch
 from megafold.ops.registration import Passes, register
+from megafold.ops.transition.keeping import has_gradient, register_keeping
+
+OPERANDS = (
+    "Tensor a", "Tensor s", "Tensor? norm_weight_s", "Tensor weight_gate",
+    "Tensor? bias_gate", "Tensor weight_shift",
+)  # fmt: skip
+OPTIONS = ("float eps", "ScalarType dtype")
 
 
 def _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
@@ -15,18 +22,37 @@ def _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)
     return a.new_empty(a.shape, dtype=dtype), stats(a), stats(s)
 
 
+def _fake_keeping(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
+    channels, channels_s = weight_gate.shape
+    rows, empty = a.numel() // a.shape[-1], weight_gate.new_empty
+    three = _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)
+    of_rows = empty((rows, channels_s)), empty((rows, 2 * channels))
+    return *three, *of_rows, empty((2 * channels, channels_s))
+
+
 _call = register(
     Passes(
         name="adaptive_layer_norm",
-        operands=(
-            "Tensor a", "Tensor s", "Tensor? norm_weight_s", "Tensor weight_gate",
-            "Tensor? bias_gate", "Tensor weight_shift",
-        ),
-        options=("float eps", "ScalarType dtype"),
+        operands=OPERANDS,
+        options=OPTIONS,
         kept=("Tensor stats_a", "Tensor stats_s"),
         forward=launch.forward,
         backward=launch.backward,
         fake=_fake,
+    )
+)
+
+_call_keeping = register_keeping(
+    Passes(
+        name="adaptive_layer_norm_keeping",
+        operands=OPERANDS,
+        options=OPTIONS,
+        kept=(
+            "Tensor stats_a", "Tensor stats_s", "Tensor normal", "Tensor projected", "Tensor both",
+        ),
+        forward=launch.forward_keeping,
+        backward=launch.backward_from_kept,
+        fake=_fake_keeping,
     )
 )  # fmt: skip
 
@@ -43,4 +69,7 @@ def modulate(
 ) -> torch.Tensor:
     """Adaptive LayerNorm by the kernels; arguments validated, the result in ``dtype``."""
     s = launch.shared(a, s)
-    return _call(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)[0]
+    operands = a, s, norm_weight_s, weight_gate, bias_gate, weight_shift
+    if launch.keeps(a, s, weight_gate) and has_gradient(*operands):
+        return _call_keeping(*operands, eps, dtype)
+    return _call(*operands, eps, dtype)[0]

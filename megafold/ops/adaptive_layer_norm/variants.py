@@ -8,7 +8,12 @@ from megafold.ops.adaptive_layer_norm import launch
 from megafold.ops.recording import recorded
 from megafold.ops.variants import KernelVariant
 
-OWN = (launch.modulate_kernel, launch.gradient_kernel)
+OWN = (
+    launch.modulate_kernel,
+    launch.gradient_kernel,
+    launch.gradient_rows_kernel,
+    launch.finish_kernel,
+)
 # Sites of AlphaFold 3: tokens, each with a condition of its own, and atoms, whose condition all
 # samples share; bf16 stands for fp16 as well: the two compile alike.
 SHIPPED = (
@@ -44,8 +49,11 @@ def variants_of(
             empty(channels),
             empty(channels, channels_s),
         )
-        out, *stats = launch.forward(*operands, 1e-5, dtype)
-        launch.backward(out, *operands, *stats, (True,) * 6)
+        forward, backward = launch.forward, launch.backward
+        if launch.keeps(*operands[:2], operands[3]):
+            forward, backward = launch.forward_keeping, launch.backward_from_kept
+        out, *kept = forward(*operands, 1e-5, dtype)
+        backward(out, *operands, *kept, (True,) * 6)
 
     shared = "" if conditions == samples else " shared"
     name = f"{str(dtype).removeprefix('torch.')} S{samples} N{tokens} A{channels}{shared}"

@@ -83,6 +83,27 @@ def gradient(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of x ``[M, C]`` and, fp32 ``[2, C]``, of weight and bias.
 
+    Args: as :func:`gradient_with_sums` has them.
+    """
+    grad_x, sums = gradient_with_sums(
+        grad, x, weight, stats, for_x=for_x, for_parameters=for_parameters
+    )
+    return grad_x, None if sums is None else sums.sum(dim=1)
+
+
+def gradient_with_sums(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    stats: torch.Tensor,
+    *,
+    for_x: bool,
+    for_parameters: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradient of x ``[M, C]``, and what programs leave: fp32 ``[2, programs, C]``.
+
+    The sums over the programs are the gradients of weight and bias.
+
     Args:
         grad: of the normalised x, ``[M, C]``, contiguous. It is no more after the call: where
             its dtype is that of x, the gradient of x is written over it.
@@ -103,7 +124,7 @@ def gradient(
     )  # fmt: skip
     with on(x.device):
         launcher(grad, x, weight, stats, grad_x, sums)
-    return grad_x, None if sums is None else sums.sum(dim=1)
+    return grad_x, sums
 
 
 def fitted(config: Config, channels: int) -> dict[str, int]:
