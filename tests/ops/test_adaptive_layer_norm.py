@@ -184,11 +184,11 @@ def test_the_same_input_gives_the_same_bits(dtype):
     [
         ("S2 N20 A24 C20 shared", torch.float16, []),
         ("S2 N20 A24 C20", torch.float32, []),
-        # The normalised condition, gate and shift, the weights of both as one.
-        ("S2 N20 A24 C20", torch.float16, [(40, 20), (40, 48), (48, 20)]),
+        # The normalised condition, the gate, the weights of gate and shift as one.
+        ("S2 N20 A24 C20", torch.float16, [(40, 20), (40, 24), (48, 20)]),
     ],
 )
-def test_statistics_are_kept_for_the_backward_pass_and_projections_of_own_conditions(
+def test_statistics_are_kept_for_the_backward_pass_and_gates_of_own_conditions(
     shape, dtype, expected
 ):
     case, inputs, _ = drawn(shape, dtype)
@@ -206,24 +206,6 @@ def test_statistics_are_kept_for_the_backward_pass_and_projections_of_own_condit
     rows_s = inputs["s"].numel() // 20
     statistics = [((2, rows), torch.float32) for rows in (40, rows_s)]
     assert made == [*statistics, *((shape, dtype) for shape in expected)]
-
-
-def test_what_is_kept_is_written_over_in_the_last_backward_pass_alone():
-    case, inputs, grad = drawn("S2 N20 A24 C20")
-    kept = []
-
-    def noted(tensor):
-        kept.append((tensor, tensor.detach().clone()))
-        return tensor
-
-    given = {n: t.requires_grad_() for n, t in inputs.items()}
-    with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t), ops.use("triton"):
-        out = case.run(given)
-    first = torch.autograd.grad(out, list(given.values()), grad, retain_graph=True)
-    assert all(torch.equal(t, before) for t, before in kept)
-    second = torch.autograd.grad(out, list(given.values()), grad)
-    assert [t.shape for t, before in kept if not torch.equal(t, before)] == [(40, 48)]
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("waves", [1, 8])

@@ -12,19 +12,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megafold.ops.layer_norm.kernels import centred_and_rstd, grad_of_normalised, load_channels
+from megafold.ops.layer_norm.kernels import centred_and_rstd, grad_of_normalised
 
 
 @triton.jit
 def modulate_kernel(
     p_a,  # [M, C], neighbours along C
-    p_gate,  # [K, C], rows stride_p apart: before the sigmoid
-    p_shift,  # [K, C], likewise
-    p_bias,  # [C], of the gate, where it has not been added; or None
+    p_gate,  # [K, C], contiguous: before the sigmoid
+    p_shift,  # [K, C], contiguous
     p_out,  # [M, C], contiguous, written
     p_stats,  # fp32 [2, M], written: mean, one over the standard deviation
     stride_a,  # of a row
-    stride_p,
     eps,
     rows,
     conditions,
@@ -39,10 +37,8 @@ def modulate_kernel(
     m_m, m_c = o_m < rows, o_c < channels
     m = m_m[:, None] & m_c[None, :]
     b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0).to(tl.float32)
-    o_own = (((o_m // inner) % conditions) * stride_p)[:, None] + o_c[None, :]
+    o_own = (((o_m // inner) % conditions) * channels)[:, None] + o_c[None, :]
     b_gate = tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32)
-    if p_bias is not None:
-        b_gate += load_channels(p_bias, o_c, m_c, 0.0)
     b_shift = tl.load(p_shift + o_own, mask=m, other=0.0).to(tl.float32)
     b_centred, b_mean, b_rstd = centred_and_rstd(b_a, m_c[None, :], channels, eps)
     b_out = tl.sigmoid(b_gate) * (b_centred * b_rstd[:, None]) + b_shift
@@ -113,11 +109,10 @@ def gradient_kernel(
 def gradient_rows_kernel(
     p_grad,  # [M, C], neighbours along C
     p_a,  # [M, C], neighbours along C
-    p_projected,  # [M, 2 C], contiguous: gate before bias and sigmoid, then shift
-    p_bias,  # [C], of the gate; or None
+    p_gate,  # [M, C], contiguous: before the sigmoid
     p_stats,  # fp32 [2, M]
     p_grad_a,  # [M, C], contiguous, written; or None
-    p_grad_projected,  # [M, 2 C], contiguous, written; may be p_projected; or None
+    p_grad_projected,  # [M, 2 C], contiguous, written: of gate, then of shift; or None
     p_sums,  # fp32 [programs, C], written: for the gate's bias; or None
     stride_g,  # of a row
     stride_a,
@@ -130,16 +125,14 @@ def gradient_rows_kernel(
     """Where every row has a condition of its own: ``per_program`` blocks of rows, and a sum."""
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < channels
-    b_bias = load_channels(p_bias, o_c, m_c, 0.0)
     b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
     first = tl.program_id(0).to(tl.int64) * per_program * ROWS
     for i in range(per_program):
         o_m = first + i * ROWS + tl.arange(0, ROWS)
         m_m = o_m < rows
         m = m_m[:, None] & m_c[None, :]
-        o_own = o_m[:, None] * 2 * channels + o_c[None, :]
-        b_gate = tl.load(p_projected + o_own, mask=m, other=0.0).to(tl.float32)
-        b_gate = tl.sigmoid(b_gate + b_bias)
+        o_own = o_m[:, None] * channels + o_c[None, :]
+        b_gate = tl.sigmoid(tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32))
         b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0)
         b_grad = tl.load(p_grad + o_m[:, None] * stride_g + o_c[None, :], mask=m, other=0.0)
         b_grad = b_grad.to(tl.float32)
@@ -148,13 +141,13 @@ def gradient_rows_kernel(
         b_normal = tl.where(m, (b_a.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None], 0.0)
         if p_grad_a is not None:
             b_grad_a = grad_of_normalised(b_grad * b_gate, b_normal, b_rstd, channels)
-            p_tile = p_grad_a + o_m[:, None] * channels + o_c[None, :]
-            tl.store(p_tile, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
+            tl.store(p_grad_a + o_own, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
         b_of_gate = b_grad * b_normal * (b_gate * (1.0 - b_gate))
         if p_grad_projected is not None:
             kind = p_grad_projected.dtype.element_ty
-            tl.store(p_grad_projected + o_own, b_of_gate.to(kind), mask=m)
-            tl.store(p_grad_projected + channels + o_own, b_grad.to(kind), mask=m)
+            p_own = p_grad_projected + o_m[:, None] * 2 * channels + o_c[None, :]
+            tl.store(p_own, b_of_gate.to(kind), mask=m)
+            tl.store(p_own + channels, b_grad.to(kind), mask=m)
         if p_sums is not None:
             b_sum += b_of_gate
     if p_sums is not None:

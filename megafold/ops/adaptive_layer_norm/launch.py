@@ -3,8 +3,8 @@
 The condition is normalised by a kernel and projected through torch, by the very products that
 PyTorch has, so that they are as exact; as often as there are conditions. What is kept for the
 backward pass is statistics: it normalises the condition and projects for the gate once more. But
-where every row has a condition of its own, in 16 bits, gate and shift are one product, and a call
-with gradients keeps it with the normalised condition: as much as eager keeps.
+where every row has a condition of its own, in 16 bits, a call with gradients keeps the normalised
+condition and the gate, less than eager, and gradients of both projections are multiplied as one.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def config_of(kernel: str, a: torch.Tensor, problem: Problem) -> Found:
 
 
 def keeps(a: torch.Tensor, s: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a call with gradients keeps the projections, for an s that :func:`shared` gave."""
+    """Whether a call with gradients keeps the gate, for an s that :func:`shared` gave."""
     own = a.numel() * s.shape[-1] == s.numel() * a.shape[-1]  # as many conditions as rows
     return own and weight.dtype.itemsize == 2
 
@@ -113,7 +113,7 @@ def described(a: torch.Tensor, s: torch.Tensor, weight: torch.Tensor) -> tuple[s
     lines = (f"  {kernel}: {f.config} ({f.source})" for kernel, f in of_s.items())
     once = f"{problem.conditions} conditions projected once, each for {problem.sharing} rows of a"
     if kept:
-        once += " (kept with the normalised condition where there are gradients)"
+        once += " (gate and normalised condition are kept where there are gradients)"
     return (*own, f"{once}, products by torch, between", *lines)
 
 
@@ -139,7 +139,7 @@ def forward(
         )
         gate, shift = F.linear(normal, weight_gate, bias_gate), F.linear(normal, weight_shift)
         del normal
-        launch_modulate(problem, as_rows(a), gate, shift, None, out, stats_a, eps)
+        launch_modulate(problem, as_rows(a), gate, shift, out, stats_a, eps)
     return out, stats_a, stats_s
 
 
@@ -156,23 +156,21 @@ def forward_keeping(
     """As :func:`forward`, where every row has a condition of its own.
 
     Returns:
-        Its three results; the normalised condition ``[M, Cs]``; gate, before its bias, and shift
-        of each row, ``[M, 2 Ca]``; the weights of both as one, ``[2 Ca, Cs]``.
+        Its three results; the normalised condition ``[M, Cs]``; the gate of each row before its
+        sigmoid, ``[M, Ca]``; the weights of gate and shift as one, ``[2 Ca, Cs]``.
     """
     problem = Problem.of(a, s)
     out = torch.empty(a.shape, dtype=dtype, device=a.device)
     stats_a = torch.empty((2, problem.rows), dtype=torch.float32, device=a.device)
     stats_s = torch.empty_like(stats_a)
-    both = torch.cat([weight_gate, weight_shift])
     normal = by_rows.normalise(
-        as_rows(s), packed(norm_weight_s), None, stats_s, eps, both.dtype, given=False
+        as_rows(s), packed(norm_weight_s), None, stats_s, eps, weight_gate.dtype, given=False
     )
-    projected = F.linear(normal, both)
+    gate = F.linear(normal, weight_gate, bias_gate)
     if out.numel():
-        gate, shift = projected.split(problem.channels, dim=1)
-        bias = packed(bias_gate)
-        launch_modulate(problem, as_rows(a), gate, shift, bias, out, stats_a, eps)
-    return out, stats_a, stats_s, normal, projected, both
+        shift = F.linear(normal, weight_shift)
+        launch_modulate(problem, as_rows(a), gate, shift, out, stats_a, eps)
+    return out, stats_a, stats_s, normal, gate, torch.cat([weight_gate, weight_shift])
 
 
 def backward(
@@ -237,17 +235,11 @@ def backward_from_kept(
     stats_a: torch.Tensor,
     stats_s: torch.Tensor,
     normal: torch.Tensor,
-    projected: torch.Tensor,
+    gate: torch.Tensor,
     both: torch.Tensor,
     asked: Sequence[bool],
-    *,
-    last: bool = False,
 ) -> list[torch.Tensor]:
-    """What :func:`backward` returns, from what :func:`forward_keeping` did.
-
-    Args:
-        last: nobody needs ``projected`` after this: its gradient is written over it.
-    """
+    """What :func:`backward` returns, from what :func:`forward_keeping` did."""
     operands = (a, s, norm_weight_s, weight_gate, bias_gate, weight_shift)
     if not grad.numel():
         return [
@@ -259,11 +251,10 @@ def backward_from_kept(
     grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if for_a else None
     of_projected = None
     if any((for_s, for_norm, for_gate, for_shift)):
-        of_projected = projected if last else torch.empty_like(projected)
+        of_projected = gate.new_empty((gate.shape[0], 2 * gate.shape[1]))
     of_bias = launch_gradient_rows(
-        as_rows(grad), as_rows(a), projected, packed(bias_gate), stats_a, grad_a, of_projected,
-        for_bias,
-    )  # fmt: skip
+        as_rows(grad), as_rows(a), gate, stats_a, grad_a, of_projected, for_bias
+    )
     of_both = of_s = of_norm = None
     if for_gate or for_shift:
         of_both = of_projected.t() @ normal
@@ -303,15 +294,14 @@ def _finished(
     return found
 
 
-def launch_modulate(problem, a, gate, shift, bias, out, stats, eps) -> Any:
+def launch_modulate(problem, a, gate, shift, out, stats, eps) -> Any:
     """Fill ``out`` and ``stats``; arguments as those of the kernel."""
     config = config_of(MODULATE, a, problem).config
     launcher = _modulate(
-        modulate_kernel, config, problem, a.device, eps, layout(a), layout(gate), layout(shift),
-        layout(bias), out.dtype,
-    )  # fmt: skip
+        modulate_kernel, config, problem, a.device, eps, layout(a), layout(gate), out.dtype
+    )
     with on(a.device):
-        return launcher(a, gate, shift, bias, out, stats)
+        return launcher(a, gate, shift, out, stats)
 
 
 def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> torch.Tensor | None:
@@ -343,7 +333,7 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
 
 
 def launch_gradient_rows(
-    grad, a, projected, bias, stats, grad_a, grad_projected, for_bias
+    grad, a, gate, stats, grad_a, grad_projected, for_bias
 ) -> torch.Tensor | None:
     """Fill ``grad_a`` and ``grad_projected`` where they are not None.
 
@@ -355,32 +345,31 @@ def launch_gradient_rows(
     config = config_of(GRADIENT_ROWS, a, Problem(rows, rows, 1, channels)).config
     launcher = _gradient_rows(
         gradient_rows_kernel, config, rows, channels, a.device, layout(grad), layout(a),
-        layout(bias), projected.dtype, grad_a is not None, grad_projected is not None, for_bias,
+        gate.dtype, grad_a is not None, grad_projected is not None, for_bias,
     )  # fmt: skip
     sums = None
     if for_bias:
         shape = (launcher.grid[0], channels)
         sums = torch.empty(shape, dtype=torch.float32, device=a.device)
     with on(a.device):
-        launcher(grad, a, projected, bias, stats, grad_a, grad_projected, sums)
+        launcher(grad, a, gate, stats, grad_a, grad_projected, sums)
     return sums
 
 
 @lru_cache(maxsize=4096)
 def _modulate(
     kernel: Any, config: Config, problem: Problem, device: torch.device, eps: float, a: Layout,
-    gate: Layout, shift: Layout, bias: Layout | None, out: torch.dtype,
+    gate: Layout, out: torch.dtype,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, problem.channels)
     programs = cdiv(problem.rows, constants["ROWS"])
-    numbers = (a[0][0], gate[0][0], eps, *problem)
-    return Launcher(kernel, programs, numbers, constants, config.options)
+    return Launcher(kernel, programs, (a[0][0], eps, *problem), constants, config.options)
 
 
 @lru_cache(maxsize=4096)
 def _gradient_rows(
     kernel: Any, config: Config, rows: int, channels: int, device: torch.device, grad: Layout,
-    a: Layout, bias: Layout | None, projected: torch.dtype, *wanted: bool,
+    a: Layout, gate: torch.dtype, *wanted: bool,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, channels)
     blocks = cdiv(rows, constants["ROWS"])

@@ -6,7 +6,7 @@ import torch
 
 from megafold.ops.adaptive_layer_norm import launch
 from megafold.ops.registration import Passes, register
-from megafold.ops.transition.keeping import has_gradient, register_keeping
+from megafold.ops.transition.keeping import has_gradient
 
 OPERANDS = (
     "Tensor a", "Tensor s", "Tensor? norm_weight_s", "Tensor weight_gate",
@@ -26,7 +26,7 @@ def _fake_keeping(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps
     channels, channels_s = weight_gate.shape
     rows, empty = a.numel() // a.shape[-1], weight_gate.new_empty
     three = _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)
-    of_rows = empty((rows, channels_s)), empty((rows, 2 * channels))
+    of_rows = empty((rows, channels_s)), empty((rows, channels))
     return *three, *of_rows, empty((2 * channels, channels_s))
 
 
@@ -42,19 +42,17 @@ _call = register(
     )
 )
 
-_call_keeping = register_keeping(
+_call_keeping = register(
     Passes(
         name="adaptive_layer_norm_keeping",
         operands=OPERANDS,
         options=OPTIONS,
-        kept=(
-            "Tensor stats_a", "Tensor stats_s", "Tensor normal", "Tensor projected", "Tensor both",
-        ),
+        kept=("Tensor stats_a", "Tensor stats_s", "Tensor normal", "Tensor gate", "Tensor both"),
         forward=launch.forward_keeping,
         backward=launch.backward_from_kept,
         fake=_fake_keeping,
     )
-)  # fmt: skip
+)
 
 
 def modulate(
@@ -71,5 +69,5 @@ def modulate(
     s = launch.shared(a, s)
     operands = a, s, norm_weight_s, weight_gate, bias_gate, weight_shift
     if launch.keeps(a, s, weight_gate) and has_gradient(*operands):
-        return _call_keeping(*operands, eps, dtype)
+        return _call_keeping(*operands, eps, dtype)[0]
     return _call(*operands, eps, dtype)[0]
