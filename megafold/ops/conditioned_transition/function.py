@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from megafold.ops import dispatch
 from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
@@ -53,8 +52,9 @@ def conditioned_transition(
     Raises:
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
 
-    Algorithm 25 of AlphaFold 3. By the kernels no hidden activation is kept for the backward
-    pass: it keeps n, the logits of the gate, and what the gate is multiplied with.
+    Algorithm 25 of AlphaFold 3. By the kernels the backward pass needs n, the logits of the gate,
+    and what the gate is multiplied with. Of more than 128 channels in 16 bits, with as many rows
+    of s as of a, gate and value are kept as well; else nothing hidden is.
     """
     check(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift,
@@ -66,14 +66,13 @@ def conditioned_transition(
             weight_gate, weight_value, weight_out, weight_scale, bias_scale, eps,
         )  # fmt: skip
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
-    from megafold.ops.conditioned_transition.library import gated_transition
+    from megafold.ops.conditioned_transition.library import apply
 
     n = adaptive_layer_norm(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps
     )
-    scale = F.linear(s, weight_scale, bias_scale)
-    n, *weights = (autocast(t) for t in (n, weight_gate, weight_value, weight_out))
-    return gated_transition(n, scale, *weights)
+    operands = n, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale
+    return apply(*(None if t is None else autocast(t) for t in operands))
 
 
 def check(
@@ -151,13 +150,16 @@ def _configs(
     eps: float = 1e-5,
 ) -> tuple[str, ...]:
     """What the kernels of this call would be: the norm's, then those of the transition."""
+    from megafold.ops.conditioned_transition.library import keeps
     from megafold.ops.transition import launch
 
+    gate = autocast(weight_gate)
     norm = dispatch.explain(
         "adaptive_layer_norm",
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps,
     )  # fmt: skip
-    return (*str(norm).splitlines(), *launch.explained(a, autocast(weight_gate)))
+    plan = launch.explained(a, gate, kept=keeps(a, s, gate), what="n")
+    return (*str(norm).splitlines(), *plan)
 
 
 dispatch.register(

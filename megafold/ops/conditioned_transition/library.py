@@ -1,7 +1,9 @@
 """The gated transition as PyTorch operators: what follows the norm of a conditioned transition.
 
 ``sigmoid(scale) * (weight_out @ (silu(weight_gate @ a) * (weight_value @ a)))``; the passes are
-those of ``megafold.ops.transition`` without a norm.
+those of ``megafold.ops.transition`` without a norm. Where they keep gate and value and every row
+has a scale of its own, the scale's linear layer belongs to the operator: its gradient is then
+gone before that of the transition needs memory.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from megafold.ops.registration import Passes, register
-from megafold.ops.transition import passes
+from megafold.ops.transition import launch, passes
+from megafold.ops.transition.keeping import has_gradient, register_keeping
 
 
 def forward(
@@ -54,6 +58,93 @@ def backward(
     return found
 
 
+def forward_keeping(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    weight_gate: torch.Tensor,
+    weight_value: torch.Tensor,
+    weight_out: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias_scale: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """With ``scale = weight_scale @ s + bias_scale``, s ``[..., Cs]`` with as many rows as a.
+
+    Returns:
+        The output ``[..., C]``; the scale and what the gate is multiplied with, ``[M, C]``; what
+        :func:`passes.forward_keeping` gives last: gate and value, and their weights as one.
+    """
+    ungated, _stats, _normalised, pairs, both = passes.forward_keeping(
+        a, None, None, weight_gate, weight_value, weight_out, None
+    )
+    with passes.as_given(a.device):
+        scale = F.linear(passes.by_rows(s), weight_scale, bias_scale)
+    return passes.gate_forward(ungated, scale), scale, ungated.view(scale.shape), pairs, both
+
+
+def backward_from_kept(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    s: torch.Tensor,
+    weight_gate: torch.Tensor,
+    weight_value: torch.Tensor,
+    weight_out: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias_scale: torch.Tensor | None,
+    scale: torch.Tensor,
+    ungated: torch.Tensor,
+    pairs: torch.Tensor,
+    both: torch.Tensor,
+    asked: Sequence[bool],
+    *,
+    last: bool = False,
+) -> list[torch.Tensor]:
+    """The gradients asked for of a, s, the three weights, the scale's weight and its bias.
+
+    Args:
+        last: nobody needs what was kept after this: gradients are written over it.
+    """
+    operands = (a, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale)
+    if not grad.numel():
+        return [
+            torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+            for t, one in zip(operands, asked, strict=True)
+            if one
+        ]
+    for_a, for_s, *for_weights, for_scale, _for_bias = asked
+    of_ungated, of_scale, of_bias = passes.gate_rows_backward(grad, ungated, scale, last=last)
+    of_s = of_weight = None
+    with passes.as_given(a.device):
+        if for_s:
+            of_s = torch.mm(of_scale, weight_scale).view(s.shape)
+        if for_scale:
+            of_weight = torch.mm(of_scale.t(), passes.by_rows(s))
+    del of_scale
+    found = iter(())
+    if for_a or any(for_weights):
+        weights = (weight_gate, weight_value, weight_out)
+        none, rows = a.new_empty((0, 0), dtype=torch.float32), both.new_empty((0, 0))
+        wanted = (for_a, False, False, *for_weights)
+        of_transition = passes.backward_from_kept(
+            of_ungated, a, None, None, *weights, none, rows, pairs, both, wanted, last=last
+        )
+        found = iter(of_transition)
+    gradients = (
+        next(found) if for_a else None,
+        of_s,
+        *(next(found) if one else None for one in for_weights),
+        of_weight,
+        of_bias,
+    )
+    return [gradient for gradient, one in zip(gradients, asked, strict=True) if one]
+
+
+def _fake_keeping(a, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale):
+    hidden, channels = weight_gate.shape
+    rows, empty = a.numel() // channels, weight_gate.new_empty
+    of_rows = weight_scale.new_empty((rows, channels)), empty((rows, channels))
+    return empty(a.shape), *of_rows, empty((rows, 2 * hidden)), empty((2 * hidden, channels))
+
+
 def _fake(a, scale, weight_gate, weight_value, weight_out):
     return weight_gate.new_empty(a.shape), weight_gate.new_empty(a.shape)
 
@@ -62,8 +153,11 @@ _call = register(
     Passes(
         name="gated_transition",
         operands=(
-            "Tensor a", "Tensor scale",
-            "Tensor weight_gate", "Tensor weight_value", "Tensor weight_out",
+            "Tensor a",
+            "Tensor scale",
+            "Tensor weight_gate",
+            "Tensor weight_value",
+            "Tensor weight_out",
         ),
         options=(),
         kept=("Tensor ungated",),
@@ -71,7 +165,52 @@ _call = register(
         backward=backward,
         fake=_fake,
     )
+)
+
+_call_keeping = register_keeping(
+    Passes(
+        name="gated_transition_keeping",
+        operands=(
+            "Tensor a", "Tensor s",
+            "Tensor weight_gate", "Tensor weight_value", "Tensor weight_out",
+            "Tensor weight_scale", "Tensor? bias_scale",
+        ),
+        options=(),
+        kept=("Tensor scale", "Tensor ungated", "Tensor pairs", "Tensor both"),
+        forward=forward_keeping,
+        backward=backward_from_kept,
+        fake=_fake_keeping,
+    )
 )  # fmt: skip
+
+
+def keeps(a: torch.Tensor, s: torch.Tensor, weight_gate: torch.Tensor) -> bool:
+    """Whether a call with gradients keeps gate and value: every row of a has a row of s."""
+    own = a.numel() * s.shape[-1] == s.numel() * a.shape[-1]
+    return own and launch.keeps(a.shape[-1], weight_gate.dtype)
+
+
+def apply(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    weight_gate: torch.Tensor,
+    weight_value: torch.Tensor,
+    weight_out: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias_scale: torch.Tensor | None,
+) -> torch.Tensor:
+    """What follows the norm of a conditioned transition, gated by a linear layer of s.
+
+    Args:
+        a: ``[..., C]``, already normalised; it and the weights in the dtype of products.
+        s: ``[..., Cs]``; broadcasts to a.
+    """
+    weights = weight_gate, weight_value, weight_out
+    if keeps(a, s, weight_gate):
+        operands = a, s, *weights, weight_scale, bias_scale
+        if has_gradient(*operands):
+            return _call_keeping(*operands)
+    return gated_transition(a, F.linear(s, weight_scale, bias_scale), *weights)
 
 
 def gated_transition(

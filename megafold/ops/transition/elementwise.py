@@ -208,3 +208,40 @@ def gate_backward_kernel(
     tl.store(p_grad_x + o, b_dx.to(p_grad_x.dtype.element_ty), mask=m)
     b_dgate = b_dx * b_x * (1.0 - b_sigmoid)
     tl.store(p_grad_gate + o, b_dgate.to(p_grad_gate.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def gate_rows_backward_kernel(
+    p_grad,  # [M, C], rows any distance apart: gradient of the output
+    p_x,  # [M, C], contiguous
+    p_gate,  # [M, C], contiguous: every row has a gate of its own
+    p_grad_x,  # [M, C], contiguous, written; may be p_x
+    p_grad_gate,  # [M, C], contiguous, written
+    p_sums,  # fp32 [programs, C], written: of the gate's gradient
+    stride_g,
+    rows,
+    channels,
+    per_program,  # blocks of BLOCK_M rows
+    EVEN_M: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program takes ``per_program`` blocks of rows, and adds up the gate's gradients."""
+    o_m = tl.arange(0, BLOCK_M)
+    o_c = tl.arange(0, BLOCK_C)
+    b_sum = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * per_program
+    for i in range(per_program):
+        i_m = (first + i) * BLOCK_M
+        b_grad = load_rows(p_grad, i_m, o_m, o_c, stride_g, rows, channels, EVEN_M, EVEN_C)
+        b_x = load_rows(p_x, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+        b_gate = load_rows(p_gate, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+        b_sigmoid = tl.sigmoid(b_gate.to(tl.float32))
+        b_dx = b_grad.to(tl.float32) * b_sigmoid
+        b_dgate = b_dx * b_x.to(tl.float32) * (1.0 - b_sigmoid)
+        b_sum += b_dgate
+        store_rows(p_grad_x, b_dx, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+        store_rows(p_grad_gate, b_dgate, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+    p = p_sums + tl.program_id(0).to(tl.int64) * channels + o_c
+    tl.store(p, tl.sum(b_sum, 0), mask=o_c < channels)

@@ -96,14 +96,21 @@ def config_of(kernel: str, problem: Problem, device: torch.device, dtype: torch.
     return lookup(kernel, device, 8 * dtype.itemsize, sizes)
 
 
-def explained(x: torch.Tensor, weight_gate: torch.Tensor) -> tuple[str, ...]:
-    """The plan of a call and the block sizes of its kernels, in words."""
+def explained(
+    x: torch.Tensor, weight_gate: torch.Tensor, *, kept: bool = True, what: str = "normalised rows"
+) -> tuple[str, ...]:
+    """The plan of a call and the block sizes of its kernels, in words.
+
+    Args:
+        kept: whether a call with gradients keeps what :func:`keeps` allows.
+        what: that it keeps beside gate and value.
+    """
     problem = Problem.of(x, weight_gate)
     if not fused(problem.channels, weight_gate.dtype):
         why = why_not_fused(problem.channels, weight_gate.dtype)
         how = f"products by torch.mm in chunks of rows, kernels between them ({why})"
-        if keeps(problem.channels, weight_gate.dtype):
-            how += "; with gradients all rows at once, normalised rows, gate and value are kept"
+        if kept and keeps(problem.channels, weight_gate.dtype):
+            how += f"; with gradients all rows at once, {what}, gate and value are kept"
         return (how,)
     lines = []
     for kernel in KERNELS:
@@ -227,13 +234,16 @@ def launch_reduce(problem: Problem, partial, sums, gate, value, out, norm_weight
 
 
 def launch_split(both, sums, gate, value, norm_weight, norm_bias) -> Any:
-    """Fill the gradients that are not None from ``both`` ``[2 H, C]`` and the norm's sums."""
+    """Fill the gradients that are not None from ``both`` ``[2 H, C]`` and the norm's sums.
+
+    ``sums`` are fp32 ``[programs, 2, C]``, or ``[programs, 1, C]`` for one vector alone, the first.
+    """
     found = (gate, value, norm_weight, norm_bias)
     given = both if sums is None else sums
     channels, device = given.shape[-1], given.device
     launcher = _split(
         split_gradients_kernel, 0 if both is None else both.numel() // 2,
-        0 if sums is None else sums.shape[0], channels, device,
+        *((0, 0) if sums is None else sums.shape[:2]), channels, device,
         *(None if tensor is None else tensor.dtype for tensor in (both, *found)),
     )  # fmt: skip
     with on(device):
@@ -267,6 +277,20 @@ def launch_norm_backward(
         sums = x.new_empty((launcher.grid[0], 2, x.shape[1]), dtype=torch.float32)
     with on(x.device):
         return launcher(grad, x, weight, stats, grad_x, sums), sums
+
+
+def launch_gate_rows_backward(grad, x, gate, grad_x, grad_gate) -> tuple[Any, torch.Tensor]:
+    """Fill ``grad_x`` and ``grad_gate``, ``[M, C]`` as all are.
+
+    Returns what Triton compiled, and sums ``[programs, 1, C]`` of the gate's gradient.
+    """
+    launcher = _gate_rows_backward(
+        elementwise.gate_rows_backward_kernel, *x.shape, x.device, grad_gate.dtype,
+        layout(grad), layout(x), layout(gate), layout(grad_x),
+    )  # fmt: skip
+    sums = x.new_empty((launcher.grid[0], 1, x.shape[1]), dtype=torch.float32)
+    with on(x.device):
+        return launcher(grad, x, gate, grad_x, grad_gate, sums), sums
 
 
 def launch_swiglu(kernel: Any, pairs: torch.Tensor, *others: torch.Tensor) -> Any:
@@ -355,12 +379,12 @@ def _reduce(
 
 @lru_cache(maxsize=4096)
 def _split(
-    kernel: Any, half: int, programs: int, channels: int, device: torch.device,
+    kernel: Any, half: int, programs: int, vectors: int, channels: int, device: torch.device,
     *dtypes: torch.dtype | None,
 ) -> Launcher:  # fmt: skip
     constants = {"BLOCK": COPIED, "BLOCK_P": REDUCED["BLOCK_P"], "BLOCK_S": REDUCED["BLOCK_S"]}
-    of_sums = cdiv(2 * channels, constants["BLOCK_S"]) if programs else 0
-    numbers = (half, programs, channels)
+    of_sums = cdiv(vectors * channels, constants["BLOCK_S"])
+    numbers = (half, programs, channels, vectors * channels)
     return Launcher(kernel, cdiv(half, COPIED) + of_sums, numbers, constants, OPTIONS)
 
 
@@ -388,20 +412,40 @@ def _norm_backward(
     kernel: Any, rows: int, channels: int, sums: bool, device: torch.device, dtype: torch.dtype,
     stats: Layout, x: Layout, weight: Layout | None, grad_x: Layout | None,
 ) -> Launcher:  # fmt: skip
-    # Rows one by one, or as many as a tile of ELEMENTS has, so that the sums stay in registers.
-    sizes = _norm_blocks(channels, ELEMENTS)
-    blocks = cdiv(rows, sizes["BLOCK_M"])
-    per_program = cdiv(blocks, min(blocks, NORM_WAVES * multiprocessors(device)))
+    programs, per_program, sizes = _summing(rows, channels, device)
     constants = {
         "HAS_WEIGHT": weight is not None,
         "STORE_X": grad_x is not None,
         "STORE_SUMS": sums,
-        "EVEN_M": rows % (sizes["BLOCK_M"] * per_program) == 0,
-        "EVEN_C": channels == sizes["BLOCK_C"],
         **sizes,
     }
     numbers = (x[0][0], stats[0][0], rows, channels, per_program)
-    return Launcher(kernel, cdiv(blocks, per_program), numbers, constants, OPTIONS)
+    return Launcher(kernel, programs, numbers, constants, OPTIONS)
+
+
+@lru_cache(maxsize=4096)
+def _gate_rows_backward(
+    kernel: Any, rows: int, channels: int, device: torch.device, dtype: torch.dtype, grad: Layout,
+    *tensors: Layout,
+) -> Launcher:  # fmt: skip
+    programs, per_program, sizes = _summing(rows, channels, device)
+    numbers = (grad[0][0], rows, channels, per_program)
+    return Launcher(kernel, programs, numbers, sizes, OPTIONS)
+
+
+def _summing(rows: int, channels: int, device: torch.device) -> tuple[int, int, dict[str, Any]]:
+    """Programs that add up rows, the blocks of each, and the constants of these blocks.
+
+    A block is one row, or as many as a tile of ELEMENTS has, so that sums stay in registers.
+    """
+    sizes = _norm_blocks(channels, ELEMENTS)
+    blocks = cdiv(rows, sizes["BLOCK_M"])
+    per_program = cdiv(blocks, min(blocks, NORM_WAVES * multiprocessors(device)))
+    even = {
+        "EVEN_M": rows % (sizes["BLOCK_M"] * per_program) == 0,
+        "EVEN_C": channels == sizes["BLOCK_C"],
+    }
+    return cdiv(blocks, per_program), per_program, {**even, **sizes}
 
 
 @lru_cache(maxsize=4096)

@@ -46,14 +46,14 @@ def forward(
     stats = torch.empty((2 * norm, problem.rows), dtype=torch.float32, device=x.device)
     if not problem.rows or not problem.hidden:
         return y.zero_(), stats.zero_()
-    flat_x, flat_y = _by_rows(x), _by_rows(y)
+    flat_x, flat_y = by_rows(x), by_rows(y)
     norm_weight, norm_bias, gate, value, out = _contiguous(norm_weight, norm_bias, gate, value, out)
     if launch.fused(problem.channels, gate.dtype):
         parameters = norm_weight, norm_bias, gate, value, out
         launch.launch_forward(flat_x, *parameters, flat_y, stats if norm else None, eps)
         return y, stats
     both = torch.cat([gate, value])  # one product
-    with _as_given(x.device):
+    with as_given(x.device):
         for rows in _chunks(flat_x, gate, problem.channels * norm + 2 * problem.hidden):
             of_x = _part(flat_x, rows)
             normalised = _normalised(of_x, gate.dtype, norm)
@@ -92,15 +92,15 @@ def forward_keeping(
     if not problem.rows or not problem.hidden:
         pairs = gate.new_empty((problem.rows, 2 * problem.hidden))
         return y.zero_(), stats.zero_(), normalised.zero_(), pairs, both
-    flat_x = _by_rows(x)
+    flat_x = by_rows(x)
     norm_weight, norm_bias, out = _contiguous(norm_weight, norm_bias, out)
     if norm:
         launch.launch_norm_forward(flat_x, norm_weight, norm_bias, normalised, stats, eps)
-    with _as_given(x.device):
+    with as_given(x.device):
         pairs = _product(normalised if norm else flat_x.to(gate.dtype), both.t())
         activation = gate.new_empty((problem.rows, problem.hidden))
         launch.launch_swiglu(swiglu_forward_kernel, pairs, activation)
-        _product_into(_by_rows(y), activation, out.t())
+        _product_into(by_rows(y), activation, out.t())
     return y, stats, normalised, pairs, both
 
 
@@ -122,15 +122,15 @@ def backward(
     if not problem.rows or not problem.hidden:
         return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
     grad_x = _empty(x) if asked[0] else None
-    flat_grad_x = None if grad_x is None else _by_rows(grad_x)
+    flat_grad_x = None if grad_x is None else by_rows(grad_x)
     parameters = _contiguous(norm_weight, norm_bias, gate, value, out)
     plan = _fused_backward if launch.fused(problem.channels, gate.dtype) else _products_backward
     of_parameters = plan(
-        _by_rows(x),
+        by_rows(x),
         parameters,
         stats if eps is not None else None,
         eps,
-        _by_rows(grad),
+        by_rows(grad),
         flat_grad_x,
         asked[1:],
     )
@@ -164,10 +164,10 @@ def backward_from_kept(
     if not problem.rows or not problem.hidden:
         return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
     for_x, for_weight, for_bias, for_gate, for_value, for_out = asked
-    flat_x, flat_grad = _by_rows(x), _by_rows(grad)
+    flat_x, flat_grad = by_rows(x), by_rows(grad)
     norm_weight, out = _contiguous(norm_weight, out)
     of_x = of_both = of_out = sums = None
-    with _as_given(x.device):
+    with as_given(x.device):
         activation = _product(flat_grad, out)  # its gradient, until the kernel replaces it
         of_pairs = pairs if last else _empty(pairs)
         launch.launch_swiglu(swiglu_backward_kernel, pairs, activation, of_pairs)
@@ -207,14 +207,14 @@ def _fused_backward(
     """By kernels alone: fill ``grad_x``; the gradients of the parameters that are asked for."""
     _, _, gate, _, _ = parameters
     problem, size = Problem.of(x, gate), gate.element_size()
-    by_rows = launch.RowsPlan.of(problem, x.device, gate.dtype)
+    plan = launch.RowsPlan.of(problem, x.device, gate.dtype)
     normalised = hidden = partial = None
     of_weights = any(asked[2:])
     # Without gradients of weights nothing is written but the results.
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
     spare = int(launch.SCRATCH_OF_X * x.numel() * size)
-    parts = list(launch.chunks(problem.rows, per_row, spare, by_rows.wave))
-    sums = by_rows.sums(x) if any(asked[:2]) else None
+    parts = list(launch.chunks(problem.rows, per_row, spare, plan.wave))
+    sums = plan.sums(x) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
         by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
@@ -227,9 +227,9 @@ def _fused_backward(
         of_x, of_grad, of_grad_x = (_part(t, rows) for t in (x, grad, grad_x))
         of_hidden, of_normalised = _part(hidden, here), _part(normalised, here)
         of_stats = stats if of_x is x or stats is None else stats[:, rows]
-        of_sums = sums if of_x is x or sums is None else sums[rows.start // by_rows.block :]
+        of_sums = sums if of_x is x or sums is None else sums[rows.start // plan.block :]
         launch.launch_grad_rows(
-            by_rows, of_x, *parameters, of_stats, of_grad, of_grad_x, of_sums, of_normalised,
+            plan, of_x, *parameters, of_stats, of_grad, of_grad_x, of_sums, of_normalised,
             of_hidden,
         )  # fmt: skip
         if of_weights:
@@ -260,7 +260,7 @@ def _products_backward(
     sums: list[torch.Tensor] = []  # of each chunk, for the norm's weight and bias
     of_both: torch.Tensor | None = None  # [2 H, C], for the weights of gate and value
     of_out: torch.Tensor | None = None
-    with _as_given(x.device):
+    with as_given(x.device):
         for rows in _chunks(x, gate, problem.channels + 3 * problem.hidden):
             of_x, of_grad = _part(x, rows), _part(grad, rows)
             of_stats = stats if of_x is x or stats is None else stats[:, rows]
@@ -315,6 +315,24 @@ def gate_forward(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def gate_rows_backward(
+    grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, *, last: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As :func:`gate_backward`, where there are as many gates as numbers ``[M, C]`` of x.
+
+    Args:
+        last: nobody needs x after this: its gradient is written over it.
+
+    Returns:
+        Its two results; and the sum over rows of the second, ``[C]`` in its dtype.
+    """
+    grad_x, grad_gate = x if last else _empty(x), _empty(gate)
+    _, sums = launch.launch_gate_rows_backward(by_rows(grad), x, gate, grad_x, grad_gate)
+    total = grad_gate.new_empty(gate.shape[1:])
+    launch.launch_split(None, sums, None, None, total, None)
+    return grad_x, grad_gate, total
+
+
 def gate_backward(
     grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -330,7 +348,7 @@ def gate_backward(
     return grad_x, grad_gate.view(-1, *gate.shape).sum(dim=0)
 
 
-def _by_rows(x: torch.Tensor) -> torch.Tensor:
+def by_rows(x: torch.Tensor) -> torch.Tensor:
     """``[M, C]`` with neighbours of a row neighbours in memory; a copy only where it must be."""
     flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
@@ -406,7 +424,7 @@ def _empty(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _as_given(device: torch.device) -> AbstractContextManager[object]:
+def as_given(device: torch.device) -> AbstractContextManager[object]:
     """Products in the dtype of their operands, also where the caller is under autocast."""
     if not autocast_enabled(device.type):
         return nullcontext()

@@ -98,6 +98,7 @@ def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[Kern
         launch.launch_elementwise(
             elementwise.gate_backward_kernel, x, other, third, fourth, fifth, period=period
         )
+        launch.launch_gate_rows_backward(x, other, third, other, fourth)
 
     return recorded(call, str(dtype).removeprefix("torch."))
 

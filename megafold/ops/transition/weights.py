@@ -102,28 +102,28 @@ def _reduce_weights(
 
 @triton.jit
 def _reduce_sums(
-    p_sums, p_weight, p_bias, i_block, programs, channels,
+    p_sums, p_weight, p_bias, i_block, programs, channels, width,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    o_s = i_block * BLOCK_S + tl.arange(0, BLOCK_S)  # of the weight, then of the bias
+    o_s = i_block * BLOCK_S + tl.arange(0, BLOCK_S)  # of the weight, then of the bias if any
     o_p = tl.arange(0, BLOCK_P)
     b_sums = tl.zeros([BLOCK_P, BLOCK_S], tl.float32)
     for start in range(0, programs, BLOCK_P):
-        mask = (start + o_p < programs)[:, None] & (o_s < 2 * channels)[None, :]
-        p = p_sums + (start + o_p).to(tl.int64)[:, None] * 2 * channels + o_s[None, :]
+        mask = (start + o_p < programs)[:, None] & (o_s < width)[None, :]
+        p = p_sums + (start + o_p).to(tl.int64)[:, None] * width + o_s[None, :]
         b_sums += tl.load(p, mask=mask, other=0.0)
     b_sum = tl.sum(b_sums, 0)
     if p_weight is not None:
         tl.store(p_weight + o_s, b_sum.to(p_weight.dtype.element_ty), mask=o_s < channels)
     if p_bias is not None:
-        of_bias = (o_s >= channels) & (o_s < 2 * channels)
+        of_bias = (o_s >= channels) & (o_s < width)
         tl.store(p_bias + (o_s - channels), b_sum.to(p_bias.dtype.element_ty), mask=of_bias)
 
 
 @triton.jit
 def split_gradients_kernel(
     p_both,  # [2 H, C], contiguous: of gate's weight, then of value's; or None
-    p_sums,  # fp32 [programs, 2, C]: for the norm's weight and bias; or None
+    p_sums,  # fp32 [programs, width]: for the norm's weight, and bias if 2 C wide; or None
     p_gate,  # [H, C], contiguous, written as all that follow are; or None
     p_value,  # [H, C]
     p_norm_weight,  # [C]
@@ -131,6 +131,7 @@ def split_gradients_kernel(
     half,  # H C
     programs,
     channels,
+    width,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -142,7 +143,7 @@ def split_gradients_kernel(
     program = tl.program_id(0)
     if p_both is None:
         _reduce_sums(
-            p_sums, p_norm_weight, p_norm_bias, program, programs, channels, BLOCK_P, BLOCK_S
+            p_sums, p_norm_weight, p_norm_bias, program, programs, channels, width, BLOCK_P, BLOCK_S
         )
     else:
         copies = tl.cdiv(half, BLOCK)
@@ -157,7 +158,7 @@ def split_gradients_kernel(
                 tl.store(p_value + o, b.to(p_value.dtype.element_ty), mask=m)
         elif p_sums is not None:
             _reduce_sums(
-                p_sums, p_norm_weight, p_norm_bias, program - copies, programs, channels,
+                p_sums, p_norm_weight, p_norm_bias, program - copies, programs, channels, width,
                 BLOCK_P, BLOCK_S,
             )  # fmt: skip
 
@@ -184,8 +185,9 @@ def reduce_gradients_kernel(
     program = tl.program_id(0)
     if p_partial is None:
         _reduce_sums(
-            p_sums, p_norm_weight, p_norm_bias, program, programs, channels, BLOCK_P, BLOCK_S
-        )
+            p_sums, p_norm_weight, p_norm_bias, program, programs, channels, 2 * channels,
+            BLOCK_P, BLOCK_S,
+        )  # fmt: skip
     else:
         of_weights = tl.cdiv(3 * hidden, BLOCK_U)
         if program < of_weights:
@@ -196,5 +198,5 @@ def reduce_gradients_kernel(
         elif p_sums is not None:
             _reduce_sums(
                 p_sums, p_norm_weight, p_norm_bias, program - of_weights, programs, channels,
-                BLOCK_P, BLOCK_S,
+                2 * channels, BLOCK_P, BLOCK_S,
             )  # fmt: skip
