@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import chain
 from statistics import median
 
 import pytest
@@ -22,6 +24,7 @@ from megafold.model.blocks import Blocks
 from tests.model.seeds import seeded
 
 NOTHING = 1e-7  # of the largest gradient: what is zero but for rounding
+DRAWS = {"cpu": 2, "cuda": 8}  # of noise and templates
 TINIEST = dataclasses.replace(
     CONFIGS["tiny"],
     c_s=16, c_z=16, c_m=16, c_template=16, c_atom=16, c_token=16, c_fourier=16,
@@ -30,10 +33,10 @@ TINIEST = dataclasses.replace(
 )  # fmt: skip
 
 
-def padded_batch() -> Batch:
+def padded_batch(draw: int = 0) -> Batch:
     """Six residues of a peptide with a template, and two tokens and five atoms that are none."""
     batch = data.example_batch("1AS5", crop=6)
-    n, generator = batch.num_tokens, seeded()
+    n, generator = batch.num_tokens, seeded(draw)
     some = torch.rand(1, n, generator=generator) < 0.8
     batch = dataclasses.replace(
         batch,
@@ -57,7 +60,9 @@ def in_dtype(batch: Batch, dtype: torch.dtype, device: str) -> Batch:
     return dataclasses.replace(batch, **tensors).to(device)
 
 
-def losses_and_gradients(backend: str, dtype: torch.dtype, device: str) -> accuracy.Results:
+def losses_and_gradients(
+    backend: str, dtype: torch.dtype, device: str, draw: int
+) -> accuracy.Results:
     """Every loss, and the gradient of every parameter; half types by autocast."""
     half = dtype.itemsize == 2
     stored = torch.float32 if half else dtype
@@ -67,27 +72,28 @@ def losses_and_gradients(backend: str, dtype: torch.dtype, device: str) -> accur
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     model.to(device, stored).eval()
-    batch = in_dtype(padded_batch(), stored, device)
+    batch = in_dtype(padded_batch(draw), stored, device)
     casting = torch.autocast(device, dtype) if half else nullcontext()
     with ops.use(backend), casting:
-        losses = training_loss(model, batch, generator=seeded(), stage=STAGES["fine_tuning_3"])
+        stage, generator = STAGES["fine_tuning_3"], seeded(draw)
+        losses = training_loss(model, batch, generator=generator, stage=stage)
     losses.total.backward()
     found = {name: value.detach() for name, value in vars(losses).items()}
     gradients = {f"grad {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {**found, **gradients}
 
 
-def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
-    """The rule of the operators, for a model.
+def relative_errors(
+    dtype: torch.dtype, device: str, draw: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of the kernels and of eager, by name, of all that is not zero but for rounding.
 
-    All errors of one run have their origin in the same few roundings and scatter together, so
-    the factor holds for the mean over all results; each alone is held to the larger one, of its
-    own error in eager or of eager's typical one. So are gradients that are zero but for rounding,
-    which are a few roundings that did not cancel, and scatter the more.
+    What is, a few roundings that did not cancel, is held to ten times what eager makes of it, or
+    typically makes of such.
     """
-    kernels = losses_and_gradients("triton", dtype, device)
-    eager = losses_and_gradients("torch", dtype, device)
-    exact = losses_and_gradients("torch", torch.float64, device)
+    kernels = losses_and_gradients("triton", dtype, device, draw)
+    eager = losses_and_gradients("torch", dtype, device, draw)
+    exact = losses_and_gradients("torch", torch.float64, device, draw)
     assert kernels.keys() == eager.keys() == exact.keys()
     largest = max(value.abs().max() for name, value in exact.items() if name.startswith("grad"))
     nothing = {name for name, value in exact.items() if value.abs().max() < NOTHING * largest}
@@ -102,15 +108,35 @@ def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
     def errors(results: accuracy.Results) -> dict[str, float]:
         return {name: accuracy.relative_errors(results[name], exact[name])[0] for name in rest}
 
-    def mean(values: dict[str, float]) -> float:
-        return math.sqrt(sum(v * v for v in values.values()) / len(values))
+    return errors(kernels), errors(eager)
 
-    of_kernels, of_eager = errors(kernels), errors(eager)
-    typical = mean(of_eager)
-    assert mean(of_kernels) <= accuracy.FACTOR * typical
-    allowed = {n: accuracy.FACTOR_LARGEST * max(e, typical) for n, e in of_eager.items()}
-    beyond = [n for n, e in of_kernels.items() if e > allowed[n]]
-    assert beyond == []
+
+def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
+    """The rule of the operators, for a model.
+
+    All errors of one draw have their origin in the same few roundings and scatter together: those
+    of the kernels were 0.9 to 1.8 times eager's in five draws in fp32. So the factor holds for
+    the mean over draws and results; each result alone is held to the larger one, of its own error
+    in eager or of eager's typical one.
+    """
+    of_kernels: dict[str, list[float]] = {}
+    of_eager: dict[str, list[float]] = {}
+    for draw in range(DRAWS[device]):
+        for total, errors in zip(
+            (of_kernels, of_eager), relative_errors(dtype, device, draw), strict=True
+        ):
+            for name, error in errors.items():
+                total.setdefault(name, []).append(error)
+
+    def mean(errors: Iterable[float]) -> float:
+        squares = [error**2 for error in errors]
+        return math.sqrt(sum(squares) / len(squares))
+
+    typical = mean(chain.from_iterable(of_eager.values()))
+    assert mean(chain.from_iterable(of_kernels.values())) <= accuracy.FACTOR * typical
+    allowed = {n: accuracy.FACTOR_LARGEST * max(mean(e), typical) for n, e in of_eager.items()}
+    beyond = {n: mean(e) for n, e in of_kernels.items() if mean(e) > allowed[n]}
+    assert beyond == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted beside a GPU")
