@@ -132,8 +132,11 @@ def traced(*tensors: torch.Tensor | None) -> bool:
 
 def differentiated(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd has to see the call, if only to refuse it (it has no forward mode)."""
-    if forward_ad._current_level >= 0:
-        return True
+    return forward_ad._current_level >= 0 or has_gradient(*tensors)
+
+
+def has_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call has a backward pass that something may be kept for."""
     if not torch.is_grad_enabled():
         return False
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)

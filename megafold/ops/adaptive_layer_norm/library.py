@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from megafold.ops.adaptive_layer_norm import launch
-from megafold.ops.registration import Passes, register
-from megafold.ops.transition.keeping import has_gradient
+from megafold.ops.registration import Passes, has_gradient, register
 
 OPERANDS = (
     "Tensor a", "Tensor s", "Tensor? norm_weight_s", "Tensor weight_gate",

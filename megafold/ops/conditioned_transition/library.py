@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from megafold.ops.registration import Passes, register
+from megafold.ops.keeping import register_keeping
+from megafold.ops.registration import Passes, has_gradient, register
 from megafold.ops.transition import launch, passes
-from megafold.ops.transition.keeping import has_gradient, register_keeping
 
 
 def forward(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from megafold.ops.registration import Passes, register
+from megafold.ops.keeping import register_keeping
+from megafold.ops.registration import Passes, has_gradient, register
 from megafold.ops.transition import launch, passes
-from megafold.ops.transition.keeping import has_gradient, register_keeping
 
 OPERANDS = (
     "Tensor x", "Tensor? norm_weight", "Tensor? norm_bias",

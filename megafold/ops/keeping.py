@@ -18,13 +18,6 @@ from megafold.ops.registration import Passes, register, traced
 _graph_stays = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def has_gradient(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call has a backward pass that something may be kept for."""
-    if not torch.is_grad_enabled():
-        return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def register_keeping(of: Passes) -> Callable[..., torch.Tensor]:
     """Register an operator as :func:`register` does, all of its operands with a gradient.
 
