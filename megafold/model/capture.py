@@ -13,6 +13,7 @@ replays it from then on: a few launches in place of thousands, with autograd aro
 
 What it costs is memory: the activations of a recorded forward pass stay where they are, so that
 nothing may be recomputed in the backward pass (``checkpointing`` of the configuration is off).
+There is one set of them: each call has one backward pass, and that before the next call.
 
 Single modules and a whole model are held to calls, in fp32 and bf16, by
 ``tests/model/test_capture.py``, which has passed on an H100. ``megafold train memorise`` uses it.
@@ -93,6 +94,7 @@ class _Recording:
         self, function: Callable[..., Any], module: nn.Module, key: Any, inputs: tuple, grad: bool
     ) -> None:
         self.key = key
+        self.turn = 0  # changes when the activations do
         self._inputs = copied(inputs)
         self._copies = list(tensors(self._inputs))
         given = list(tensors(inputs))
@@ -147,14 +149,27 @@ class _Recording:
     @torch.no_grad()
     def replay(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The outputs for these inputs, in memory of their own."""
+        self.turn += 1
         for kept, new in zip(self._copies, given, strict=True):
             kept.copy_(new)
         self._forward.replay()
         return tuple(t.clone() for t in self._outputs)
 
     @torch.no_grad()
-    def replay_backward(self, grads: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
-        """The gradients of what is followed, then of the parameters, in memory of their own."""
+    def replay_backward(
+        self, grads: tuple[torch.Tensor | None, ...], turn: int
+    ) -> list[torch.Tensor | None]:
+        """The gradients of what is followed, then of the parameters, in memory of their own.
+
+        Raises:
+            RuntimeError: the activations are no longer those of that turn of the forward pass.
+        """
+        if turn != self.turn:
+            raise RuntimeError(
+                "a captured forward pass has one backward pass, before it is called again: its "
+                "activations are gone; call it outside of CapturedSteps where more is needed"
+            )
+        self.turn += 1  # operators write over what they kept
         for i, kept in zip(self._wanted, self._grad_outputs, strict=True):
             if grads[i] is None:
                 kept.zero_()
@@ -198,9 +213,11 @@ class _Replay(torch.autograd.Function):
     def forward(ctx, recording: _Recording, given: list[torch.Tensor], *followed):
         ctx.recording = recording
         ctx.set_materialize_grads(False)
-        return recording.replay(given)
+        out = recording.replay(given)
+        ctx.turn = recording.turn
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
-        return None, None, *ctx.recording.replay_backward(grads)
+        return None, None, *ctx.recording.replay_backward(grads, ctx.turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
-from megafold.model.capture import CapturedSteps, captured
+from megafold.model.capture import CapturedSteps, _Recording, captured
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
 
@@ -50,6 +51,21 @@ def test_outside_and_on_the_cpu_a_call_is_a_call():
     assert module.calls == 8
 
 
+def test_activations_of_another_turn_are_refused():
+    recording = object.__new__(_Recording)
+    recording.turn, recording._copies, recording._outputs = 0, [], ()
+    recording._wanted, recording._grad_outputs, recording._gradients = [], [], []
+    recording._forward = recording._backward = SimpleNamespace(replay=lambda: None)
+    recording.replay([])
+    turn = recording.turn
+    assert recording.replay_backward((), turn) == []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="one backward pass, before it is called again"):
+            recording.replay_backward((), turn)
+        recording.replay([])
+    assert recording.replay_backward((), recording.turn) == []
+
+
 @pytest.mark.gpu
 def test_replays_have_the_outputs_and_gradients_of_calls():
     module = Twice().cuda()
@@ -84,6 +100,22 @@ def test_gradients_of_two_replays_add_up():
         for _ in range(3):
             got = added(captured)
     torch.testing.assert_close(got, added(plainly))
+
+
+@pytest.mark.gpu
+def test_a_replay_has_one_backward_pass_and_that_before_the_next():
+    module = Twice().cuda()
+    x, others = torch.randn(4, 3, device="cuda"), (torch.ones(3, device="cuda"),) * 2
+    with CapturedSteps():
+        for _ in range(3):
+            first = captured(module, x, others)[0].sum()
+            first.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="one backward pass, before it is called again"):
+            first.backward()
+        first, second = (captured(module, x, others)[0].sum() for _ in range(2))
+        second.backward()
+        with pytest.raises(RuntimeError, match="one backward pass, before it is called again"):
+            first.backward()
 
 
 @pytest.mark.gpu
