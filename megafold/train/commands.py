@@ -30,6 +30,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 1e-3)")
     parser.add_argument("--minutes", type=float, help="stop after so long")
     parser.add_argument("--target", type=float, help="stop at this lDDT of all atoms, 0 to 1")
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="written at each evaluation; a run that finds it goes on from there",
+    )
     parser.add_argument("--out", required=True, help="folder")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.set_defaults(func=_memorise)
@@ -71,9 +76,10 @@ def _memorise(arguments: argparse.Namespace) -> int:
             progress=_report,
             target=arguments.target,
             seconds=None if arguments.minutes is None else 60 * arguments.minutes,
+            state=arguments.state,
         )
         files = write_run(run, device, Path(arguments.out))
-    except (ValueError, FloatingPointError, MemoryError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         print(f"megafold: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - begin

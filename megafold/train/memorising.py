@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ import torch
 
 import megafold
 from megafold import data
+from megafold.atomic import atomic_create
 from megafold.data.batch import Batch
 from megafold.metrics import score
 from megafold.model import AlphaFold3, sample
@@ -89,6 +91,7 @@ def memorise(
     progress: Progress = lambda steps, **_: steps,
     target: float | None = None,
     seconds: float | None = None,
+    state: str | Path | None = None,
 ) -> Memorised:
     """Train a fresh model on one bundled sample, without dropout.
 
@@ -98,6 +101,11 @@ def memorise(
         progress: Wraps the iterable of steps, as ``notebook.progress`` does.
         target: Stop at the first evaluation with this lDDT of all atoms.
         seconds: Stop, with an evaluation, at the first step after so long.
+        state: A file that all the run has come to is written to at each evaluation. Where it
+            is there the run goes on from it, as if it had not stopped.
+
+    Raises:
+        ValueError: ``state`` is of another recipe, or no such file.
     """
     begin = time.perf_counter()
     batch = data.example_batch(recipe.entry, seed=recipe.train.seed).to(device)
@@ -111,14 +119,50 @@ def memorise(
         config = replace(config, checkpointing=False)
     trainer = Trainer(AlphaFold3(config).to(device), recipe.train)
     evaluations = []
-    for step in progress(range(recipe.steps), desc=f"memorising {recipe.entry}"):
+    if state is not None and Path(state).exists():
+        evaluations = _restore(state, trainer, recipe)
+
+    def done() -> bool:
+        return target is not None and bool(evaluations) and evaluations[-1].lddt >= target
+
+    left = range(recipe.steps if done() else len(trainer.history), recipe.steps)
+    for step in progress(left, desc=f"memorising {recipe.entry}"):
         trainer.step(batch)
         late = seconds is not None and time.perf_counter() - begin > seconds
         if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps or late:
             evaluations.append(evaluate(trainer.averaged, batch, recipe, step + 1))
-            if late or (target is not None and evaluations[-1].lddt >= target):
+            if state is not None:
+                _keep(state, trainer, recipe, evaluations)
+            if late or done():
                 break
     return Memorised(recipe, trainer.averaged, trainer.history, evaluations)
+
+
+def _keep(
+    path: str | Path, trainer: Trainer, recipe: Recipe, evaluations: list[Evaluation]
+) -> None:
+    state = {
+        "entry": recipe.entry,
+        "evaluations": [asdict(one) for one in evaluations],
+        **trainer.state(),
+    }
+    atomic_create(path, lambda temporary: torch.save(state, temporary))
+
+
+def _restore(path: str | Path, trainer: Trainer, recipe: Recipe) -> list[Evaluation]:
+    """Let the trainer go on from a file that :func:`_keep` wrote; returns the evaluations."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        entry, evaluations = state["entry"], [Evaluation(**one) for one in state["evaluations"]]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no state of memorising: {error}") from error
+    if entry != recipe.entry:
+        raise ValueError(f"{path} is the state of memorising {entry}, not {recipe.entry}")
+    try:
+        trainer.restore(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return evaluations
 
 
 def evaluate(model: AlphaFold3, batch: Batch, recipe: Recipe, step: int) -> Evaluation:

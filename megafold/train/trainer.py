@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -107,6 +108,49 @@ class Trainer:
         record = StepRecord(step, losses.as_floats(), norm, rate, time.perf_counter() - start)
         self.history.append(record)
         return record
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, as ``torch.save`` takes it: see :meth:`restore`."""
+        device = next(self.model.parameters()).device
+        return {
+            "model_config": asdict(self.model.config),
+            "config": asdict(self.config),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            # Dropout draws from torch's own.
+            "random": torch.get_rng_state(),
+            "random_of_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where a trainer of the same model and settings was (:meth:`state`).
+
+        torch's own random numbers go on from there, too.
+
+        Raises:
+            ValueError: model or settings were others; names them. Nothing has changed then.
+        """
+        own = {"model_config": asdict(self.model.config), "config": asdict(self.config)}
+        differ = [
+            f"{name} was {state[part].get(name)!r} and is {value!r}"
+            for part, settings in own.items()
+            for name, value in settings.items()
+            if state[part].get(name) != value
+        ]
+        if differ:
+            raise ValueError(f"the state is of another training: {'; '.join(differ)}")
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        device = next(self.model.parameters()).device
+        if device.type == "cuda" and state["random_of_gpu"] is not None:
+            torch.cuda.set_rng_state(state["random_of_gpu"], device)
+        self.history = [StepRecord(**record) for record in state["history"]]
 
     def _finite_losses(self, batch: Batch, step: int) -> Losses:
         try:

@@ -47,6 +47,18 @@ def test_a_target_that_is_not_reached_is_a_failure_and_time_is_a_limit(tmp_path,
     assert len(rows(tmp_path / "1AS5_tiny_lddt.csv")) == 1
 
 
+def test_a_stopped_run_goes_on_from_its_state(tmp_path, capsys):
+    arguments = [*SHORT, "--steps", "3", "--out", str(tmp_path), "--state", str(tmp_path / "state")]
+    assert cli.main([*arguments, "--minutes", "0"]) == 0
+    assert len(rows(tmp_path / "1AS5_tiny_curve.csv")) == 1
+    assert cli.main(arguments) == 0
+    assert [row["step"] for row in rows(tmp_path / "1AS5_tiny_curve.csv")] == ["1", "2", "3"]
+    assert [row["step"] for row in rows(tmp_path / "1AS5_tiny_lddt.csv")] == ["1", "3"]
+    capsys.readouterr()
+    assert cli.main([*arguments, "--learning-rate", "1"]) == 2
+    assert "learning_rate was 0.001 and is 1.0" in capsys.readouterr().err
+
+
 def test_bad_arguments_are_one_sentence_on_stderr(tmp_path, capsys):
     for arguments, message in (
         (["1as5", "--model", "huge"], "unknown model configuration 'huge'"),

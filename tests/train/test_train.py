@@ -98,6 +98,51 @@ def test_a_kept_run_is_found_again_and_another_recipe_is_not_taken_for_it(tmp_pa
         load_or_memorise(dataclasses.replace(recipe, steps=3), tmp_path, progress=no_steps)
 
 
+def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(tmp_path):
+    recipe = Recipe(steps=4, evaluate_every=2, sampler_steps=2)
+    whole = memorise(recipe)
+    file = tmp_path / "runs" / "state"
+    first = memorise(dataclasses.replace(recipe, steps=2), state=file)
+    torch.rand(3)  # others draw, too
+    second = memorise(recipe, state=file)
+    assert [e.step for e in first.evaluations] == [2]
+    assert second.evaluations == whole.evaluations
+    for one, other in zip(second.history, whole.history, strict=True):
+        assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
+    for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    def no_steps(steps, **_):
+        assert list(steps) == []
+        return steps
+
+    again = memorise(recipe, state=file, progress=no_steps)
+    assert again.evaluations == whole.evaluations
+    reached = memorise(
+        dataclasses.replace(recipe, steps=9), state=file, progress=no_steps, target=0.0
+    )
+    assert reached.evaluations == whole.evaluations
+
+
+def test_a_state_of_another_training_is_refused_and_a_damaged_one(tmp_path):
+    recipe, file = Recipe(steps=1, sampler_steps=1), tmp_path / "state"
+    memorise(recipe, state=file)
+    faster = dataclasses.replace(recipe.train, learning_rate=0.5)
+    for other, message in (
+        (dataclasses.replace(recipe, entry="1CRN"), "the state of memorising 1AS5, not 1CRN"),
+        (dataclasses.replace(recipe, train=faster), r"learning_rate was 0\.0036 and is 0\.5"),
+        (dataclasses.replace(recipe, model="small"), r"c_s was 64 and is 256"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            memorise(other, state=file)
+    content = file.read_bytes()
+    for damaged in (b"", b"no state", content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no state of memorising"):
+            memorise(recipe, state=file)
+        assert file.read_bytes() == damaged
+
+
 def test_confidence_is_memorised_even_where_the_entry_has_no_resolution(batch):
     assert math.isnan(batch.resolution)  # NMR
     run = memorise(Recipe(steps=2, sampler_steps=1))
