@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython import get_ipython
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 from tqdm.auto import tqdm
 
 import megafold
@@ -135,17 +135,23 @@ def save(figure: go.Figure, name: str) -> None:
     print(written)
 
 
-def save_still(view: StructureView, name: str) -> None:
+def save_still(view: StructureView, name: str, *, live: bool = True) -> None:
     """Display a structure view and write its still as ``name.png`` beside the figures.
 
     Without a browser there is no still, and that is said.
+
+    Args:
+        live: show the view, which can be turned; else the still, a third as large.
     """
-    display(view)
+    if live:
+        display(view)
     if browser.find_browser() is None:
         print(f"{name}.png not written: no browser was found")
         return
-    path = figures_folder() / f"{name}.png"
-    atomic_write(path, view.still())
+    path, still = figures_folder() / f"{name}.png", view.still()
+    if not live:
+        display(Image(still))
+    atomic_write(path, still)
     print(f"saved {path.name}")
 
 

@@ -7,14 +7,16 @@ model, losses, optimiser, sampler.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 import megafold
 from megafold import data
@@ -141,25 +143,26 @@ def memorise(
 def _keep(
     path: str | Path, trainer: Trainer, recipe: Recipe, evaluations: list[Evaluation]
 ) -> None:
-    state = {
-        "entry": recipe.entry,
-        "evaluations": [asdict(one) for one in evaluations],
-        **trainer.state(),
-    }
-    atomic_create(path, lambda temporary: torch.save(state, temporary))
+    tensors, rest = trainer.state()
+    rest |= {"entry": recipe.entry, "evaluations": [asdict(one) for one in evaluations]}
+    apart = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"state": json.dumps(rest)}
+    atomic_create(path, lambda temporary: save_file(apart, temporary, metadata))
 
 
 def _restore(path: str | Path, trainer: Trainer, recipe: Recipe) -> list[Evaluation]:
     """Let the trainer go on from a file that :func:`_keep` wrote; returns the evaluations."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        entry, evaluations = state["entry"], [Evaluation(**one) for one in state["evaluations"]]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        with safe_open(path, framework="pt") as file:
+            rest = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        entry, evaluations = rest["entry"], [Evaluation(**one) for one in rest["evaluations"]]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no state of memorising: {error}") from error
     if entry != recipe.entry:
         raise ValueError(f"{path} is the state of memorising {entry}, not {recipe.entry}")
     try:
-        trainer.restore(state)
+        trainer.restore(tensors, rest)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return evaluations

@@ -109,23 +109,26 @@ class Trainer:
         self.history.append(record)
         return record
 
-    def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, as ``torch.save`` takes it: see :meth:`restore`."""
-        device = next(self.model.parameters()).device
-        return {
-            "model_config": asdict(self.model.config),
-            "config": asdict(self.config),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            # Dropout draws from torch's own.
-            "random": torch.get_rng_state(),
-            "random_of_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "history": [asdict(record) for record in self.history],
-        }
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that the next steps depend on: tensors by name, and what JSON holds.
 
-    def restore(self, state: dict[str, Any]) -> None:
+        See :meth:`restore`.
+        """
+        device = next(self.model.parameters()).device
+        moments = self._optimizer.state_dict()["state"]
+        tensors = {
+            **{f"model.{name}": t for name, t in self.model.state_dict().items()},
+            **{f"averaged.{name}": t for name, t in self.averaged.state_dict().items()},
+            **{f"optimizer.{i}.{n}": t for i, of in moments.items() for n, t in of.items()},
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),  # dropout draws from torch's own
+        }
+        if device.type == "cuda":
+            tensors["random_of_gpu"] = torch.cuda.get_rng_state(device)
+        history = [asdict(record) for record in self.history]
+        return tensors, {**self._settings(), "history": history}
+
+    def restore(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         """Go on from where a trainer of the same model and settings was (:meth:`state`).
 
         torch's own random numbers go on from there, too.
@@ -133,24 +136,39 @@ class Trainer:
         Raises:
             ValueError: model or settings were others; names them. Nothing has changed then.
         """
-        own = {"model_config": asdict(self.model.config), "config": asdict(self.config)}
         differ = [
-            f"{name} was {state[part].get(name)!r} and is {value!r}"
-            for part, settings in own.items()
+            f"{name} was {rest[part].get(name)!r} and is {value!r}"
+            for part, settings in self._settings().items()
             for name, value in settings.items()
-            if state[part].get(name) != value
+            if rest[part].get(name) != value
         ]
         if differ:
             raise ValueError(f"the state is of another training: {'; '.join(differ)}")
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
+
+        def part_of(prefix: str) -> dict[str, torch.Tensor]:
+            whole = f"{prefix}."
+            return {n.removeprefix(whole): t for n, t in tensors.items() if n.startswith(whole)}
+
+        self.model.load_state_dict(part_of("model"))
+        self.averaged.load_state_dict(part_of("averaged"))
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in part_of("optimizer").items():
+            parameter, what = name.split(".")
+            moments.setdefault(int(parameter), {})[what] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["random"])
         device = next(self.model.parameters()).device
-        if device.type == "cuda" and state["random_of_gpu"] is not None:
-            torch.cuda.set_rng_state(state["random_of_gpu"], device)
-        self.history = [StepRecord(**record) for record in state["history"]]
+        if device.type == "cuda" and "random_of_gpu" in tensors:
+            torch.cuda.set_rng_state(tensors["random_of_gpu"], device)
+        self.history = [StepRecord(**record) for record in rest["history"]]
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        config = asdict(self.config)
+        return {
+            "model_config": asdict(self.model.config),
+            "config": {**config, "betas": list(config["betas"])},  # as JSON gives them back
+        }
 
     def _finite_losses(self, batch: Batch, step: int) -> Losses:
         try:
