@@ -201,3 +201,21 @@ def test_a_table_takes_dataclasses_and_chooses_columns(shown: list[str]) -> None
     assert shown == ["| width |\n|---:|\n| 3 |"]
     with pytest.raises(ValueError, match="at least one row"):
         notebook.table([])
+
+
+def test_a_still_is_written_and_shown_where_the_view_is_not(tmp_path, monkeypatch):
+    class View:
+        def still(self) -> bytes:
+            return b"\x89PNG\r\n\x1a\n"
+
+    shown = []
+    monkeypatch.setenv("MEGAFOLD_FIGURES", str(tmp_path))
+    monkeypatch.setattr(notebook, "display", shown.append)
+    monkeypatch.setattr(notebook.browser, "find_browser", lambda: "chromium")
+    view = View()
+    notebook.save_still(view, "turned")
+    notebook.save_still(view, "flat", live=False)
+    assert shown[0] is view
+    assert shown[1].data == view.still()
+    assert len(shown) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"turned.png", "flat.png"}
