@@ -28,6 +28,13 @@ def without_autocast(function: Callable[P, torch.Tensor]) -> Callable[P, torch.T
     return wrapped
 
 
+def sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers drawn on the CPU, on the device; without a wait for what a GPU is at."""
+    if device.type == "cuda":
+        return numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.to(device)
+
+
 def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform rotations ``[count, 3, 3]`` float32 on the CPU, from random unit quaternions."""
     q = torch.randn(count, 4, generator=generator)
@@ -48,10 +55,21 @@ def centre_random_augmentation(
 
     x ``[S, A, 3]``, mask ``[A]`` bool (the atoms that define the centre).
     """
+    rotation = sent(random_rotations(x.shape[0], generator), x.device).to(x.dtype)
+    shift = spread * sent(torch.randn(x.shape[0], 1, 3, generator=generator), x.device).to(x.dtype)
+    return centred_and_placed(x, mask, rotation, shift)
+
+
+@without_autocast
+def centred_and_placed(
+    x: torch.Tensor, mask: torch.Tensor, rotation: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
+    """Each copy of x ``[S, A, 3]`` centred, then rotated ``[S, 3, 3]`` and shifted ``[S, 1, 3]``.
+
+    mask ``[A]`` bool: the atoms that define the centre.
+    """
     weight = mask.to(x.dtype)[:, None]
     centre = (x * weight).sum(-2, keepdim=True) / weight.sum().clamp(min=1.0)
-    rotation = random_rotations(x.shape[0], generator).to(x)
-    shift = spread * torch.randn(x.shape[0], 1, 3, generator=generator).to(x)
     return (x - centre) @ rotation.transpose(-1, -2) + shift
 
 

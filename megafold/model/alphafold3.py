@@ -51,9 +51,9 @@ class AlphaFold3(nn.Module):
         windows = AtomWindows.of(batch.atom_mask)
         relative = RelativePosition.of(batch)
         pair_mask = batch.token_mask[:, None] & batch.token_mask[None, :]
-        s_inputs, s_init, z_init = self.input_embedder(batch, windows, relative)
+        initial = captured(self.input_embedder, batch, windows, relative)
+        s_inputs, s_init, z_init = initial
         s, z = torch.zeros_like(s_init), torch.zeros_like(z_init)
-        initial = (s_inputs, s_init, z_init)
         for cycle in range(cycles):
             last = cycle == cycles - 1
             rows = self.msa_module.draw_rows(batch, generator)

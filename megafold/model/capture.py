@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from megafold.model.replay import copied, recorded, surroundings, tensors
+from megafold.model.replay import copied, mapped, recorded, surroundings, tensors
 
 _steps: ContextVar[CapturedSteps | None] = ContextVar("megafold_captured_steps", default=None)
 PLAIN_CALLS = 1  # before one is recorded: what comes once is not worth it
@@ -40,8 +40,8 @@ def captured(function: Callable[..., Any], *inputs: Any) -> Any:
 
     Args:
         function: a module, or a method of one, whose parameters it uses; it waits for nothing and
-            draws random numbers from torch's own generator of the device only. It returns a
-            tensor or a tuple of tensors.
+            draws random numbers from torch's own generator of the device only. It returns
+            tensors as it takes them.
         inputs: tensors, and tuples and dataclasses with tensors in them.
     """
     steps = _steps.get()
@@ -118,8 +118,8 @@ class _Recording:
         with torch.cuda.stream(stream):
             _prepare(call, leaves)
         out = recorded(self._forward, stream, call)
-        self._single = isinstance(out, torch.Tensor)
-        outputs = (out,) if self._single else tuple(out)
+        self._tree = mapped(out, torch.Tensor.detach)
+        outputs = tuple(tensors(out))
         self._wanted = [i for i, t in enumerate(outputs) if t.requires_grad]
         self._grad_outputs, self._gradients = [], [None] * len(leaves)
         if self._wanted:
@@ -134,6 +134,11 @@ class _Recording:
                     ),
                     pool=self._forward.pool(),
                 )
+        # A method need not use all parameters of its module.
+        inputs_first, of_parameters = len(self._followed), self._gradients[len(self._followed) :]
+        used = [i for i, gradient in enumerate(of_parameters) if gradient is not None]
+        self._parameters = [self._parameters[i] for i in used]
+        self._gradients = [*self._gradients[:inputs_first], *(of_parameters[i] for i in used)]
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(t.detach() for t in outputs)
 
@@ -144,14 +149,15 @@ class _Recording:
             out = _Replay.apply(self, given, *followed, *self._parameters)
         else:
             out = self.replay(given)
-        return out[0] if self._single else out
+        places = iter(out)
+        return mapped(self._tree, lambda _: next(places))
 
     @torch.no_grad()
     def replay(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The outputs for these inputs, in memory of their own."""
         self.turn += 1
-        for kept, new in zip(self._copies, given, strict=True):
-            kept.copy_(new)
+        if given:
+            torch._foreach_copy_(self._copies, given)
         self._forward.replay()
         return tuple(t.clone() for t in self._outputs)
 
@@ -188,7 +194,7 @@ def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:
     is recorded nothing may be loaded.
     """
     out = call()
-    results = [t for t in ((out,) if isinstance(out, torch.Tensor) else out) if t.requires_grad]
+    results = [t for t in tensors(out) if t.requires_grad]
     if results:
         with torch.autocast("cuda", enabled=False):
             zeros = [torch.zeros_like(t) for t in results]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from megafold.geometry import centre_random_augmentation
+from megafold.geometry import centre_random_augmentation, sent
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.capture import captured
 from megafold.model.checks import check_batch, check_generator
@@ -57,7 +57,8 @@ class Losses:
 
     def as_floats(self) -> dict[str, float]:
         """Plain numbers by name, for logs."""
-        return {name: float(value.detach()) for name, value in vars(self).items()}
+        values = torch.stack([value.detach().float() for value in vars(self).values()])
+        return dict(zip(vars(self), values.tolist(), strict=True))  # one wait for the GPU
 
 
 def training_loss(
@@ -100,7 +101,7 @@ def training_loss(
         torch.manual_seed(_draw_seed(generator))
         cycles = int(torch.randint(1, model.config.cycles + 1, (), generator=generator))
         trunk = model(batch, generator=generator, cycles=cycles)
-        condition = model.diffusion.condition(batch, trunk)
+        condition = captured(model.diffusion.condition, batch, trunk)
         x_rollout = rollout(model, batch, trunk, condition, generator)
         batch = permute_truth(batch, x_rollout)
         x_true, x_noisy, t = _noised_copies(batch, samples, generator)
@@ -156,8 +157,9 @@ def _noised_copies(
     centre = (batch.positions * resolved).sum(0) / resolved.sum()
     x = torch.where(resolved, batch.positions, centre).expand(samples, -1, -1)
     x = centre_random_augmentation(x, batch.resolved, generator)
-    t = SIGMA_DATA * torch.exp(-1.2 + 1.5 * torch.randn(samples, generator=generator)).to(device)
-    noise = torch.randn(x.shape, generator=generator).to(device)
+    t = SIGMA_DATA * torch.exp(-1.2 + 1.5 * torch.randn(samples, generator=generator))
+    t = sent(t, device)
+    noise = sent(torch.randn(x.shape, generator=generator), device)
     return x, x + t[:, None, None] * noise, t
 
 

@@ -45,7 +45,7 @@ def permute_chains(batch: Batch, x: torch.Tensor) -> Batch:
         assigned = chains.assign(anchor, copy)
         if assigned is not None and (deviation := chains.deviation(assigned)) < least:
             best, least = assigned, deviation
-    copy = torch.tensor(best, device=x.device)[chains.of_token][batch.atom_to_token]
+    copy = torch.tensor(best)[chains.of_token].to(x.device)[batch.atom_to_token]
     atom = torch.arange(batch.num_atoms, device=x.device)
     return replace(
         batch,
@@ -78,18 +78,20 @@ class _Chains:
     """Centre atoms of a prediction, and of every copy of the truth, chain by chain."""
 
     def __init__(self, batch: Batch, x: torch.Tensor) -> None:
+        # On the CPU: these are thousands of numbers, and hundreds of operations on them.
         centre = batch.center_atom
-        self.predicted = x[centre].float()  # [N, 3]
-        self.true = batch.copy_positions[:, centre]  # [K, N, 3]
-        self.known = batch.copy_resolved[:, centre] & batch.token_mask  # [K, N]
-        ids, self.of_token = torch.unique(batch.asym_id, return_inverse=True)
+        self.predicted = x[centre].float().cpu()  # [N, 3]
+        self.true = batch.copy_positions[:, centre].cpu()  # [K, N, 3]
+        self.known = (batch.copy_resolved[:, centre] & batch.token_mask).cpu()  # [K, N]
+        ids, self.of_token = torch.unique(batch.asym_id.cpu(), return_inverse=True)
         self.count = len(ids)
-        first = [int((self.of_token == c).nonzero()[0]) for c in range(self.count)]
-        self.entity = batch.entity_id[first].tolist()
-        self.polymer = (~batch.is_ligand[first]).tolist()
+        tokens = self.of_token.tolist()
+        first = [tokens.index(c) for c in range(self.count)]
+        self.entity = batch.entity_id.cpu()[first].tolist()
+        self.polymer = (~batch.is_ligand.cpu()[first]).tolist()
         # Padding has no copy of its own; as it is never resolved, any will do.
-        self.own = [max(0, s - 1) for s in batch.sym_id[first].tolist()]
-        there = torch.zeros(len(self.known), self.count, device=x.device)
+        self.own = [max(0, s - 1) for s in batch.sym_id.cpu()[first].tolist()]
+        there = torch.zeros(len(self.known), self.count)
         there.index_add_(1, self.of_token, self.known.float())
         self.resolved = there.T.tolist()  # [C, K], resolved tokens
         self.copies = []
@@ -107,7 +109,7 @@ class _Chains:
 
     def assign(self, anchor: int, copy: int) -> list[int] | None:
         """Copy of each chain, if the anchor is ``copy``; None if too little of it is resolved."""
-        weight = torch.zeros(self.known.shape, device=self.true.device)
+        weight = torch.zeros(self.known.shape)
         weight[copy] = (self.known[copy] & (self.of_token == anchor)).float()
         if weight.sum() < min(3, max(self.resolved[anchor])):
             return None
@@ -115,7 +117,7 @@ class _Chains:
         target = self.predicted.expand(count, -1, -1).reshape(1, -1, 3)
         moved = weighted_rigid_align(self.true.reshape(1, -1, 3), target, weight.flatten())
         squared = (moved - target).square().sum(-1).view(count, -1) * self.known
-        total = torch.zeros(count, self.count, device=squared.device)
+        total = torch.zeros(count, self.count)
         total.index_add_(1, self.of_token, squared)
         cost = [
             [t / n if n else math.inf for t, n in zip(totals, numbers, strict=True)]
@@ -132,8 +134,8 @@ class _Chains:
 
     def deviation(self, assigned: list[int]) -> float:
         """Mean squared deviation of the renamed truth after superposition, angstrom squared."""
-        copy = torch.tensor(assigned, device=self.true.device)[self.of_token]
-        token = torch.arange(len(copy), device=copy.device)
+        copy = torch.tensor(assigned)[self.of_token]
+        token = torch.arange(len(copy))
         true, known = self.true[copy, token], self.known[copy, token]
         if not bool(known.any()):
             return math.inf

@@ -92,14 +92,13 @@ class Recording:
 
     def set_given(self, given: tuple) -> None:
         """Let the next replays read these values, and the weights as they are now."""
-        for kept, new in zip(tensors(self._given), tensors(given), strict=True):
-            kept.copy_(new)
+        if kept := list(tensors(self._given)):
+            torch._foreach_copy_(kept, list(tensors(given)))
         if self._weights:
             torch._foreach_copy_(list(self._weights.values()), self._uncast)
 
     def __call__(self, *changing: torch.Tensor) -> torch.Tensor:
-        for kept, new in zip(self._changing, changing, strict=True):
-            kept.copy_(new)
+        torch._foreach_copy_(list(self._changing), list(changing))
         self._graph.replay()
         return self._out.clone()
 
@@ -154,12 +153,18 @@ def surroundings(module: nn.Module, inputs: tuple) -> Any:
 
 def copied(tree: T) -> T:
     """The same tree with tensors in memory of their own."""
+    return mapped(tree, lambda tensor: tensor.detach().clone())
+
+
+def mapped(tree: T, function: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """The same tree with another tensor for each, in the order of :func:`tensors`."""
     if isinstance(tree, torch.Tensor):
-        return tree.detach().clone()
+        return function(tree)
     if isinstance(tree, tuple):
-        return type(tree)(copied(one) for one in tree)
+        return type(tree)(mapped(one, function) for one in tree)
     if dataclasses.is_dataclass(tree) and any(True for _ in tensors(tree)):
-        parts = {f.name: copied(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+        fields = dataclasses.fields(tree)
+        parts = {f.name: mapped(getattr(tree, f.name), function) for f in fields}
         return dataclasses.replace(tree, **parts)
     return tree
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
-from megafold.geometry import centre_random_augmentation
+from megafold.geometry import centred_and_placed, random_rotations, sent
 from megafold.model.alphafold3 import AlphaFold3
 from megafold.model.checks import check_batch, check_generator
 from megafold.model.diffusion import SIGMA_DATA, DiffusionConditioning, Trunk
@@ -131,18 +131,24 @@ def integrate(
     gamma = torch.where(levels[1:] > GAMMA_MIN, GAMMA_0, 0.0)
     times = levels[:-1] * (gamma + 1.0)
     extra = NOISE_SCALE * (times.square() - levels[:-1].square()).clamp(min=0.0).sqrt()
-    way = step_scale * (levels[1:] - times)
-    there = times.to(device)  # at once: a GPU waits for each small copy
+    way = step_scale * (times - levels[1:]) / times
     shape = (samples, batch.num_atoms, 3)
-    x = levels[0] * torch.randn(shape, generator=generator).to(device)
+
+    there = sent(times, device)
+    x = levels[0] * sent(torch.randn(shape, generator=generator), device)
+    # At once: each of them costs the host more than the GPU.
+    rotations = sent(random_rotations(steps * samples, generator), device)
+    rotations = rotations.unflatten(0, (steps, samples))
+    shifts = sent(torch.randn(steps, samples, 1, 3, generator=generator), device)
     guesses = []
-    plan = zip(times.tolist(), extra.tolist(), way.tolist(), there, strict=True)
-    for t, noise, step, time in plan:
-        x = centre_random_augmentation(x, batch.atom_mask, generator)
-        x = x + noise * torch.randn(shape, generator=generator).to(device)
-        guess = denoise(x, time)
-        x = x + step * (x - guess) / t
-        guesses.append(guess)
+    for i, (noise, part) in enumerate(zip(extra.tolist(), way.tolist(), strict=True)):
+        x = centred_and_placed(x, batch.atom_mask, rotations[i], shifts[i])
+        if noise > 0.0:
+            x = x + noise * sent(torch.randn(shape, generator=generator), device)
+        guess = denoise(x, there[i])
+        x = torch.lerp(x, guess, part)
+        if trajectory:
+            guesses.append(guess)
     if trajectory:
         return Trajectory(x, torch.stack(guesses), levels[:-1])
     return x

@@ -98,14 +98,19 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         device = batch.positions.device.type
         with self._captured, torch.autocast(device, torch.bfloat16, self.config.bfloat16):
-            losses = self._finite_losses(batch, step)
+            losses = self._losses(batch, step)
         losses.total.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm} at step {step}")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        # Looked at here and not before, as a look waits for the GPU.
+        values = losses.as_floats() | {"norm": float(norm)}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                what = "gradient norm" if name == "norm" else f"{name} loss"
+                raise FloatingPointError(f"the {what} is {value} at step {step}")
         self._optimizer.step()
         self._update_average(step)
-        record = StepRecord(step, losses.as_floats(), norm, rate, time.perf_counter() - start)
+        norm = values.pop("norm")
+        record = StepRecord(step, values, norm, rate, time.perf_counter() - start)
         self.history.append(record)
         return record
 
@@ -170,9 +175,9 @@ class Trainer:
             "config": {**config, "betas": list(config["betas"])},  # as JSON gives them back
         }
 
-    def _finite_losses(self, batch: Batch, step: int) -> Losses:
+    def _losses(self, batch: Batch, step: int) -> Losses:
         try:
-            losses = training_loss(
+            return training_loss(
                 self.model,
                 batch,
                 generator=self.generator,
@@ -181,10 +186,6 @@ class Trainer:
             )
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} (at step {step})") from error
-        for name, value in losses.as_floats().items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the {name} loss is {value} at step {step}")
-        return losses
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:

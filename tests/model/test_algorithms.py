@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm, one_hot
 
 from megafold import data
 from megafold.data.batch import pad_batch
-from megafold.geometry import centre_random_augmentation
+from megafold.geometry import random_rotations
 from megafold.model import losses, sampler
 from megafold.model.template import C_FEATURES
 from tests.model.seeds import seeded
@@ -295,12 +295,17 @@ def test_the_sampler_is_algorithm_18(batch):
     c = [16 * (top + part * (bottom - top)) ** 7 for part in u]
     assert min(c) < 1 < max(c)  # with and without fresh noise
     x = c[0] * torch.randn(shape, generator=generator)
-    for before, level in pairwise(c):
-        x = centre_random_augmentation(x, batch.atom_mask, generator)
+    # What places the copies is drawn ahead.
+    rotations = random_rotations(steps * samples, generator).view(steps, samples, 3, 3)
+    shifts = torch.randn(steps, samples, 1, 3, generator=generator)
+    for (before, level), rotation, shift in zip(pairwise(c), rotations, shifts, strict=True):
+        x = x - x[:, batch.atom_mask].mean(1, keepdim=True)
+        x = torch.einsum("sij,saj->sai", rotation, x) + shift
         gamma = 0.8 if level > 1.0 else 0.0
         t = before * (gamma + 1)
         noise = 1.003 * math.sqrt(t**2 - before**2)
-        x = x + noise * torch.randn(shape, generator=generator)
+        if gamma:
+            x = x + noise * torch.randn(shape, generator=generator)
         delta = (x - denoise(x, t)) / t
         x = x + 1.5 * (level - t) * delta
     torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
