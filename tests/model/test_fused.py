@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from itertools import chain
 from statistics import median
 
 import pytest
@@ -89,21 +88,25 @@ def relative_errors(
     """Of the kernels and of eager, by name, of all that is not zero but for rounding.
 
     What is, a few roundings that did not cancel, is held to ten times what eager makes of it, or
-    typically makes of such.
+    typically makes of such, or to one rounding of a typical gradient. (The sum of a softmax's
+    gradient is an example. Eager takes it from unrounded weights; a kernel that keeps none takes
+    it from the output, which is rounded: in bf16 that is up to 11 times as much.)
     """
     kernels = losses_and_gradients("triton", dtype, device, draw)
     eager = losses_and_gradients("torch", dtype, device, draw)
     exact = losses_and_gradients("torch", torch.float64, device, draw)
     assert kernels.keys() == eager.keys() == exact.keys()
-    largest = max(value.abs().max() for name, value in exact.items() if name.startswith("grad"))
-    nothing = {name for name, value in exact.items() if value.abs().max() < NOTHING * largest}
+    extent = {n: float(value.abs().max()) for n, value in exact.items() if n.startswith("grad")}
+    least = NOTHING * max(extent.values())
+    nothing = {name for name, value in exact.items() if value.abs().max() < least}
     # An offset of all logits of a softmax, for one.
     rest = [name for name in exact if name not in nothing]
     assert len(rest) > 0.9 * len(exact)
     noise = {name: float(eager[name].abs().max()) for name in nothing}
-    least = max(torch.finfo(dtype).eps * NOTHING * float(largest), median(noise.values()))
+    rounding = torch.finfo(dtype).eps * median(extent[name] for name in extent.keys() - nothing)
+    usual = median(noise.values())
     for name, of_eager in noise.items():
-        assert kernels[name].abs().max() <= 10 * max(of_eager, least), name
+        assert kernels[name].abs().max() <= max(10 * of_eager, 10 * usual, rounding), name
 
     def errors(results: accuracy.Results) -> dict[str, float]:
         return {name: accuracy.relative_errors(results[name], exact[name])[0] for name in rest}
@@ -112,31 +115,33 @@ def relative_errors(
 
 
 def assert_the_same_model(dtype: torch.dtype, device: str) -> None:
-    """The rule of the operators, for a model.
+    """The rule of the operators, for a model, in the median of several draws.
 
     All errors of one draw have their origin in the same few roundings and scatter together: those
-    of the kernels were 0.9 to 1.8 times eager's in five draws in fp32. So the factor holds for
-    the mean over draws and results; each result alone is held to the larger one, of its own error
-    in eager or of eager's typical one.
+    of the kernels were 0.9 to 1.8 times eager's in five draws in fp32. And where a rounding
+    decides on which side of a step a value falls, one draw is far off, with the kernels or
+    without (14 times the usual error in one draw of eight on a GPU, of eager in one run and of
+    the kernels in another). So the factor holds for the mean over results in the middle draw;
+    each result alone is held to the larger one, of its own error in eager or of the usual one.
     """
-    of_kernels: dict[str, list[float]] = {}
-    of_eager: dict[str, list[float]] = {}
-    for draw in range(DRAWS[device]):
-        for total, errors in zip(
-            (of_kernels, of_eager), relative_errors(dtype, device, draw), strict=True
-        ):
-            for name, error in errors.items():
-                total.setdefault(name, []).append(error)
+    errors = [relative_errors(dtype, device, draw) for draw in range(DRAWS[device])]
+    of_kernels, of_eager = zip(*errors, strict=True)
 
     def mean(errors: Iterable[float]) -> float:
         squares = [error**2 for error in errors]
         return math.sqrt(sum(squares) / len(squares))
 
-    typical = mean(chain.from_iterable(of_eager.values()))
-    assert mean(chain.from_iterable(of_kernels.values())) <= accuracy.FACTOR * typical
-    allowed = {n: accuracy.FACTOR_LARGEST * max(mean(e), typical) for n, e in of_eager.items()}
-    beyond = {n: mean(e) for n, e in of_kernels.items() if mean(e) > allowed[n]}
-    assert beyond == {}
+    def middle(errors: Iterable[dict[str, float]]) -> float:
+        return median(mean(of_draw.values()) for of_draw in errors)
+
+    usual = middle(of_eager)
+    assert middle(of_kernels) <= accuracy.FACTOR * usual
+    for name in of_eager[0]:
+        own, allowed = (
+            median(of_draw[name] for of_draw in errors if name in of_draw)
+            for errors in (of_kernels, of_eager)
+        )
+        assert own <= accuracy.FACTOR_LARGEST * max(allowed, usual), name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted beside a GPU")
