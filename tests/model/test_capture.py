@@ -85,6 +85,41 @@ def test_replays_have_the_outputs_and_gradients_of_calls():
     assert calls[-1] - calls[-2] == 1  # the last captured call was none of the module
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    product: torch.Tensor
+    rest: tuple[torch.Tensor, torch.Tensor]
+    count: int
+
+
+class Apart(Twice):
+    def parts(self, given):
+        product = self.linear(given.product)
+        return Parts(product, (product.sin(), given.rest[0].detach()), given.count + 1)
+
+
+@pytest.mark.gpu
+def test_a_method_takes_and_returns_trees():
+    module = Apart().cuda()
+
+    def gradients(how, x):
+        x = x.clone().requires_grad_()
+        module.zero_grad()
+        out = how(module.parts, Parts(x, (x, x), 2))
+        assert (type(out), out.count) == (Parts, 3)
+        (out.product.square().sum() + out.rest[0].sum()).backward()
+        assert module.unused.weight.grad is None
+        found = [out.product.detach(), *(t.detach() for t in out.rest)]
+        return [*found, x.grad, module.linear.weight.grad, module.linear.bias.grad]
+
+    with CapturedSteps():
+        for _ in range(4):
+            x = torch.randn(4, 3, device="cuda")
+            got = gradients(captured, x)
+            for one, other in zip(got, gradients(lambda f, *x: f(*x), x), strict=True):
+                assert torch.equal(one, other)
+
+
 @pytest.mark.gpu
 def test_gradients_of_two_replays_add_up():
     module = Twice().cuda()
