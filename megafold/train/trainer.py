@@ -100,16 +100,15 @@ class Trainer:
         with self._captured, torch.autocast(device, torch.bfloat16, self.config.bfloat16):
             losses = self._losses(batch, step)
         losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         # Looked at here and not before, as a look waits for the GPU.
-        values = losses.as_floats() | {"norm": float(norm)}
-        for name, value in values.items():
+        values, norm = losses.as_floats(), float(clipped)
+        looked_at = {f"{name} loss": value for name, value in values.items()}
+        for what, value in {**looked_at, "gradient norm": norm}.items():
             if not math.isfinite(value):
-                what = "gradient norm" if name == "norm" else f"{name} loss"
                 raise FloatingPointError(f"the {what} is {value} at step {step}")
         self._optimizer.step()
         self._update_average(step)
-        norm = values.pop("norm")
         record = StepRecord(step, values, norm, rate, time.perf_counter() - start)
         self.history.append(record)
         return record
