@@ -16,7 +16,8 @@ nothing may be recomputed in the backward pass (``checkpointing`` of the configu
 There is one set of them: each call has one backward pass, and that before the next call.
 
 Single modules and a whole model are held to calls, in fp32 and bf16, by
-``tests/model/test_capture.py``, which has passed on an H100. ``megafold train memorise`` uses it.
+``tests/model/test_capture.py``, which has passed on an H100 and an H200.
+``megafold train memorise`` uses it.
 """
 
 from __future__ import annotations
@@ -135,12 +136,13 @@ class _Recording:
                     pool=self._forward.pool(),
                 )
         # A method need not use all parameters of its module.
-        inputs_first, of_parameters = len(self._followed), self._gradients[len(self._followed) :]
+        many = len(self._followed)
+        of_parameters = self._gradients[many:]
         used = [i for i, gradient in enumerate(of_parameters) if gradient is not None]
         self._parameters = [self._parameters[i] for i in used]
-        self._gradients = [*self._gradients[:inputs_first], *(of_parameters[i] for i in used)]
+        self._gradients = [*self._gradients[:many], *(of_parameters[i] for i in used)]
         # The graph of autograd ends here; what it kept is the recording's memory.
-        self._outputs = tuple(t.detach() for t in outputs)
+        self._outputs = tuple(tensors(self._tree))
 
     def __call__(self, inputs: tuple) -> Any:
         given = list(tensors(inputs))
