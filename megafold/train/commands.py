@@ -24,7 +24,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("entry", help="a bundled entry, see `megafold samples`")
     parser.add_argument("--model", default="small", help="configuration (default: small)")
-    parser.add_argument("--steps", type=int, default=4000, help="at most (default: 4000)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=4000,
+        help="at most; the learning rate is halved after each quarter of them (default: 4000)",
+    )
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations (200)")
     parser.add_argument("--sampler-steps", type=int, default=50, help="of an evaluation (50)")
     parser.add_argument("--learning-rate", type=float, help="after warm-up (default: 1e-3)")
@@ -57,7 +62,8 @@ def _memorise(arguments: argparse.Namespace) -> int:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.set_float32_matmul_precision("high")  # products in TensorFloat-32
-    train = replace(AT_LENGTH, bfloat16=on_gpu, captured=on_gpu)
+    quarter = max(1, arguments.steps // 4)
+    train = replace(AT_LENGTH, decay_steps=quarter, bfloat16=on_gpu, captured=on_gpu)
     if arguments.learning_rate is not None:
         train = replace(train, learning_rate=arguments.learning_rate)
     recipe = Recipe(

@@ -43,10 +43,10 @@ MEMORISING = TrainConfig(
     stage="fine_tuning_3",
 )
 
-# For a run of `tiny` of some 500 steps, and for one of `small` of 2,000, which learns nothing at
+# For a run of `tiny` of some 500 steps, and for one of `small` of 4,000, which learns nothing at
 # that rate.
 BRIEFLY = replace(MEMORISING, decay=0.5, decay_steps=200)
-AT_LENGTH = replace(MEMORISING, learning_rate=1e-3, decay=0.5, decay_steps=500)
+AT_LENGTH = replace(MEMORISING, learning_rate=1e-3, decay=0.5, decay_steps=1000)
 
 
 @dataclass(frozen=True)

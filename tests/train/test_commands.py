@@ -24,6 +24,8 @@ def test_a_run_leaves_its_curve_its_scores_and_a_structure(tmp_path, capsys):
     curve = rows(tmp_path / "1AS5_tiny_curve.csv")
     assert [row["step"] for row in curve] == ["1", "2", "3"]
     assert float(curve[0]["total"]) > 0
+    # One fiftieth of 1e-3 a step while it warms up, halved after each quarter, here of one step.
+    assert [float(row["learning_rate"]) for row in curve] == [2e-5, 4e-5 / 2, 6e-5 / 4]
     assert {"mse", "smooth_lddt", "distogram", "gradient_norm", "seconds"} <= set(curve[0])
     assert [row["step"] for row in rows(tmp_path / "1AS5_tiny_lddt.csv")] == ["2", "3"]
     structure = gemmi.read_structure(str(tmp_path / "1AS5_tiny.cif"))
