@@ -1,17 +1,23 @@
-"""What one training step of the whole model costs."""
+"""What one training step of the whole model costs, with the fused operators and without."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 
 import torch
 
+from megafold import ops
 from megafold.bench import measure, memory
 from megafold.bench.records import Environment, Record, environment
 from megafold.data.batch import Batch
 from megafold.model import CONFIGS, AlphaFold3
+from megafold.model.blocks import Blocks
 from megafold.train import TrainConfig, Trainer
+
+IMPLEMENTATIONS = ("megafold", "eager", "compile")
+SEED = 1  # of every step's draws: two cycles of the trunk of ``af3``, and of ``small``
 
 
 def step_costs(
@@ -20,34 +26,76 @@ def step_costs(
     device: torch.device | str,
     *,
     checkpointing: bool,
+    implementation: str = "megafold",
+    bfloat16: bool = False,
     seconds: float = 1.0,
+    around: Environment | None = None,
 ) -> Iterator[Record]:
     """Time and peak memory of a training step on each batch, with one fresh model.
 
-    A step is forward, backward and update. All rows carry one date; the shape of a row says
-    the configuration, whether blocks are recomputed, and the number of tokens.
+    A step is forward, backward and update, and every step draws the same numbers. All rows
+    carry one date; the shape of a row says the configuration, whether blocks are recomputed, and
+    the number of tokens.
 
     Args:
         batches: on any device.
         name: a configuration of ``megafold.model``.
         checkpointing: recompute blocks in the backward pass.
+        implementation: ``"megafold"`` (the operators that ``ops.use`` says), ``"eager"`` (all
+            of them PyTorch's) or ``"compile"`` (the same, each block under ``torch.compile``).
+        bfloat16: compute in it where it suffices (autocast).
         seconds: how long to repeat each step.
+        around: device, versions and date of the rows; default: as they are now.
+
+    Raises:
+        ValueError: unknown implementation.
+        MemoryError, torch.OutOfMemoryError: a step does not fit into memory.
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown implementation {implementation!r}; choose one of {IMPLEMENTATIONS}"
+        )
     device = torch.device(device)
     config = replace(CONFIGS[name], checkpointing=checkpointing)
     torch.manual_seed(0)
-    trainer = Trainer(AlphaFold3(config).to(device), TrainConfig())
-    around = environment(device)
+    model = AlphaFold3(config).to(device)
+    if implementation == "compile":
+        compile_blocks(model)
+    trainer = Trainer(model, TrainConfig(bfloat16=bfloat16))
+    around = around or environment(device)
     for batch in batches:
-        yield _step_cost(trainer, batch.to(device), device, seconds, around)
+        with _operators(implementation):
+            cost = _step_cost(trainer, batch.to(device), device, seconds, implementation, around)
+        yield cost
+
+
+def compile_blocks(model: AlphaFold3) -> None:
+    """Put every block of the model's stacks under ``torch.compile``, in place.
+
+    Blocks of one kind share what is compiled, for one shape of the batch at a time.
+    """
+    for stack in model.modules():
+        if isinstance(stack, Blocks):
+            for block in stack:
+                block.compile(dynamic=False)
+
+
+def _operators(implementation: str) -> AbstractContextManager[None]:
+    return nullcontext() if implementation == "megafold" else ops.use("torch")
 
 
 def _step_cost(
-    trainer: Trainer, batch: Batch, device: torch.device, seconds: float, around: Environment
+    trainer: Trainer,
+    batch: Batch,
+    device: torch.device,
+    seconds: float,
+    implementation: str,
+    around: Environment,
 ) -> Record:
     config = trainer.model.config
 
     def step() -> float:
+        trainer.generator.manual_seed(SEED)
         return trainer.step(batch).seconds
 
     timing = measure.time_call(step, device, seconds=seconds, min_repeats=2)
@@ -56,8 +104,8 @@ def _step_cost(
     return Record(
         op="train_step",
         shape=f"{config.name}{' checkpointed' * config.checkpointing} N{batch.num_tokens}",
-        dtype="float32",
-        impl="megafold",
+        dtype="bfloat16" if trainer.config.bfloat16 else "float32",
+        impl=implementation,
         direction="full",
         ms=timing.ms,
         ms_q1=timing.ms_q1,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from megafold import ops
 from megafold.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check_memory(model: AlphaFold3, batch: Batch, *, samples: int, training: boo
             rows=rows,
             samples=samples,
             training=training,
-            fused=device.type == "cuda",
+            fused=device.type == "cuda" and ops.backend() != "torch",
             element_size=2 if torch.is_autocast_enabled(device.type) else 4,
         )
 

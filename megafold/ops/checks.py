@@ -57,9 +57,14 @@ def autocast_enabled(device_type: str) -> bool:
 
 def autocast(tensor: torch.Tensor) -> torch.Tensor:
     """An operand as ``torch.autocast`` would give it to a matrix product; fp64 is left alone."""
+    return tensor.to(autocast_dtype(tensor))
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that :func:`autocast` gives an operand."""
     if tensor.dtype == torch.float64 or not autocast_enabled(tensor.device.type):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def check_mask(operator: str, mask: torch.Tensor, like: torch.Tensor) -> None:

@@ -8,13 +8,15 @@ in one place, here, and can be asked for before the call::
     print(megafold.ops.explain("transition", x, ...))
 
 ``"auto"`` (the default) takes Triton for the operators that have kernels, on a GPU, in a dtype
-they take, and PyTorch otherwise. ``"torch"`` and ``"triton"`` are explicit: what was asked for
-runs, or an error says why it cannot. Nothing is ever replaced quietly.
+they take, unless PyTorch was measured to be faster for a call of its size; otherwise PyTorch.
+``"torch"`` and ``"triton"`` are explicit: what was asked for runs, or an error says why it cannot.
+Nothing is ever replaced quietly.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +66,8 @@ class Operator:
     configs: Callable[..., tuple[str, ...]] | None = None  # block sizes, in words, for a call
     # Why the kernels cannot take a (main) input of its shape; None where they can.
     limit: Callable[[torch.Tensor], str | None] | None = None
+    # Why PyTorch is faster for a call, of the same signature; None where it is not.
+    slower: Callable[..., str | None] | None = None
 
 
 REGISTRY: dict[str, Operator] = {}
@@ -107,8 +111,13 @@ def backend() -> str:
     return _backend_for_dynamo if torch.compiler.is_dynamo_compiling() else _backend.get()
 
 
-def choose(operator: str, tensor: torch.Tensor) -> Choice:
+def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Choice:
     """The implementation for a call of ``operator`` whose (main) input is ``tensor``.
+
+    Args:
+        operator: its name.
+        tensor: its main input, the first.
+        others, more: the other arguments of the call, for an operator with ``slower``.
 
     Raises:
         NotImplementedError: Triton was asked for and the operator has no Triton kernel, or none
@@ -130,6 +139,10 @@ def choose(operator: str, tensor: torch.Tensor) -> Choice:
         return Choice(operator, "torch", obstacle[1])
     if tensor.device.type != "cuda":
         return Choice(operator, "torch", "on the CPU the Triton interpreter is for tests only")
+    slower = REGISTRY[operator].slower
+    why = None if slower is None else slower(tensor, *others, **more)
+    if why is not None:
+        return Choice(operator, "torch", why)
     return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
 
 
@@ -148,8 +161,8 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Ch
     if name not in REGISTRY:
         raise ValueError(f"unknown operator {name!r}; choose one of {tuple(REGISTRY)}")
     REGISTRY[name].check(*args, **kwargs)
-    main = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
-    choice = choose(name, main)
+    call = inspect.signature(REGISTRY[name].check).bind(*args, **kwargs)
+    choice = choose(name, *call.args, **call.kwargs)
     configs = REGISTRY[name].configs
     if choice.implementation == "triton" and configs is not None:
         return replace(choice, kernels=configs(*args, **kwargs))

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from megafold import data
-from megafold.bench.training import step_costs
+import pytest
+import torch
+from torch import nn
+
+from megafold import data, ops
+from megafold.bench.records import environment
+from megafold.bench.training import IMPLEMENTATIONS, step_costs
+from megafold.model import AlphaFold3
+from megafold.model.pairformer import PairformerBlock
+from megafold.model.triangle import PairStack
+from megafold.train import Trainer
 
 
 def test_each_batch_is_a_record_of_a_whole_step():
@@ -24,3 +33,53 @@ def test_checkpointing_lowers_the_peak():
         for flag in (False, True)
     )
     assert kept < 0.7 * plain
+
+
+def test_peers_are_the_same_model_by_pytorch_s_operators(monkeypatch):
+    seen = []
+    compiled = []
+    monkeypatch.setattr(
+        AlphaFold3, "forward", noting(AlphaFold3.forward, lambda: seen.append(ops.backend()))
+    )
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **_: compiled.append(type(block)))
+    batch = data.example_batch("1A8O", crop=8)
+    around = environment("cpu")
+    for name in IMPLEMENTATIONS:
+        (cost,) = step_costs(
+            [batch], "tiny", "cpu", checkpointing=False, implementation=name, seconds=0.0,
+            around=around,
+        )  # fmt: skip
+        assert (cost.impl, cost.dtype, cost.date) == (name, "float32", around.date)
+        assert set(seen) == {"auto" if name == "megafold" else "torch"}
+        assert bool(compiled) == (name == "compile")
+        seen.clear()
+    assert {PairformerBlock, PairStack} <= set(compiled)
+
+
+def noting(function, note):
+    def noted(*args, **kwargs):
+        note()
+        return function(*args, **kwargs)
+
+    return noted
+
+
+def test_every_step_draws_the_same_numbers(monkeypatch):
+    losses = []
+    step = Trainer.step
+
+    def kept(trainer, batch):
+        record = step(trainer, batch)
+        losses.append((trainer.generator.get_state(), record.losses["distogram"]))
+        return record
+
+    monkeypatch.setattr(Trainer, "step", kept)
+    batch = data.example_batch("1A8O", crop=8)
+    list(step_costs([batch], "tiny", "cpu", checkpointing=False, seconds=0.0))
+    assert len(losses) > 2
+    assert all(torch.equal(state, losses[0][0]) for state, _ in losses)
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="unknown implementation 'jit'; choose one of"):
+        next(step_costs([], "tiny", "cpu", checkpointing=False, implementation="jit"))

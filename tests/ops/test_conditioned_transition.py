@@ -11,6 +11,7 @@ from megafold.bench import accuracy, cases
 from megafold.bench.memory import peak_bytes, saved_tensors
 from megafold.ops.conditioned_transition import library
 from megafold.ops.launcher import Launcher
+from megafold.ops.precision import TF32, products_in
 from megafold.ops.transition import passes
 from tests.numerics import DEVICE, assert_case_accurate, draw
 
@@ -60,10 +61,16 @@ def test_output_and_every_gradient_are_as_accurate_as_eager(shape, dtype):
 
 
 def test_products_in_fp32_are_added_up_in_parts(monkeypatch):
-    """No sum takes more terms than it must; in small parts the results are the same."""
-    assert [part.stop for part in passes._parts(256)] == [256]
-    assert [part.stop for part in passes._parts(833)] == [256, 512, 768, 1024]
-    assert [part.stop for part in passes._parts(10000)] == [2500, 5000, 7500, 10000]
+    """No sum takes more terms than it must, in TF32 all; in parts the results are the same."""
+
+    def stops(terms: int) -> list[int]:
+        return [part.stop for part in passes._parts(terms, torch.device(DEVICE))]
+
+    assert stops(256) == [256]
+    assert stops(833) == [256, 512, 768, 1024]
+    assert stops(10000) == [2500, 5000, 7500, 10000]
+    with products_in(TF32):
+        assert stops(10000) == [10000]
     monkeypatch.setattr(passes, "TERMS", 5)
     assert_case_accurate_by_kernels("S2 N9 A136 C24 H40", torch.float32)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 
 from megafold import ops
 from megafold.bench import cases
@@ -123,6 +124,43 @@ def test_auto_takes_pytorch_on_the_cpu_and_says_so():
     choice = ops.explain(ops.transition, **inputs_of(TRANSITION, device="cpu"))
     assert choice.implementation == "torch"
     assert "CPU" in choice.reason or "on cpu" in choice.reason
+
+
+FEW = cases.case("layer_norm_linear", "M96 C384 O8")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "gradients", "few"),
+    [
+        ("M96 C384 O8", torch.bfloat16, True, True),
+        ("M96 C384 O8", torch.bfloat16, False, False),
+        ("M4095 C129 O8", torch.float16, True, True),
+        ("M4096 C384 O8", torch.bfloat16, True, False),
+        ("M96 C128 O8", torch.bfloat16, True, False),
+        ("M96 C128 O8", torch.float32, True, True),
+    ],
+)
+def test_auto_takes_pytorch_where_it_is_faster_and_says_so(shape, dtype, gradients, few):
+    case = cases.case("layer_norm_linear", shape)
+    with FakeTensorMode(), torch.set_grad_enabled(gradients):
+        inputs = {
+            name: torch.empty(a.shape, dtype=a.stored_as(dtype), device="cuda")
+            for name, a in case.arguments.items()
+        }
+        choice = dispatch.choose(case.op, *inputs.values())
+        with ops.use("triton"):
+            assert dispatch.choose(case.op, *inputs.values()).implementation == "triton"
+    assert choice.implementation == ("torch" if few else "triton")
+    assert ("PyTorch is faster below 4096 rows" in choice.reason) == few
+
+
+@pytest.mark.gpu
+def test_what_is_explained_as_pytorch_s_is_pytorch_s_on_a_gpu():
+    inputs = inputs_of(FEW, torch.bfloat16)
+    assert ops.explain(FEW.op, **inputs).implementation == "torch"
+    with ops.use("torch"):
+        expected = FEW.run(inputs)
+    assert torch.equal(FEW.run(inputs), expected)
 
 
 @pytest.mark.gpu

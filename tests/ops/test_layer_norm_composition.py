@@ -213,7 +213,7 @@ def test_explain_names_every_kernel_with_its_block_sizes(case):
             assert (name in text) == (adaptive or wide or not halves)
         for name in ("adaptive_layer_norm.modulate", "adaptive_layer_norm.gradient"):
             assert (name in text) == adaptive
-        assert ("products by torch (fp32 operands), between" in text) == (linear and not halves)
+        assert ("products by torch (float32 operands), between" in text) == (linear and not halves)
         assert ("more than 128), between" in text) == (linear and halves and wide)
 
 

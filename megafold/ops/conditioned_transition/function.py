@@ -53,8 +53,8 @@ def conditioned_transition(
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
 
     Algorithm 25 of AlphaFold 3. By the kernels the backward pass needs n, the logits of the gate,
-    and what the gate is multiplied with. Of more than 128 channels in 16 bits, with as many rows
-    of s as of a, gate and value are kept as well; else nothing hidden is.
+    and what the gate is multiplied with. Of more than 128 channels, with as many rows of s as of a,
+    gate and value are kept as well; else nothing hidden is.
     """
     check(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift,
@@ -158,7 +158,7 @@ def _configs(
         "adaptive_layer_norm",
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps,
     )  # fmt: skip
-    plan = launch.explained(a, gate, kept=keeps(a, s, gate), what="n")
+    plan = launch.explained(a, gate, kept=keeps(a, s), what="n")
     return (*str(norm).splitlines(), *plan)
 
 

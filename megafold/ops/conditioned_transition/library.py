@@ -184,10 +184,10 @@ _call_keeping = register_keeping(
 )  # fmt: skip
 
 
-def keeps(a: torch.Tensor, s: torch.Tensor, weight_gate: torch.Tensor) -> bool:
+def keeps(a: torch.Tensor, s: torch.Tensor) -> bool:
     """Whether a call with gradients keeps gate and value: every row of a has a row of s."""
     own = a.numel() * s.shape[-1] == s.numel() * a.shape[-1]
-    return own and launch.keeps(a.shape[-1], weight_gate.dtype)
+    return own and launch.keeps(a.shape[-1])
 
 
 def apply(
@@ -206,7 +206,7 @@ def apply(
         s: ``[..., Cs]``; broadcasts to a.
     """
     weights = weight_gate, weight_value, weight_out
-    if keeps(a, s, weight_gate):
+    if keeps(a, s):
         operands = a, s, *weights, weight_scale, bias_scale
         if has_gradient(*operands):
             return _call_keeping(*operands)

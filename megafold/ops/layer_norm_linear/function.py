@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import autocast, check_floats, check_shape, described
+from megafold.ops.checks import autocast, autocast_dtype, check_floats, check_shape, described
 from megafold.ops.layer_norm_linear.reference import reference
 
 NAME = "layer_norm_linear"
+# Rows from which the kernels beside torch's products are as fast as PyTorch, forward and backward,
+# on an H100 (docs/layer_norm_linear.md).
+FEW_ROWS = 4096
 
 
 def layer_norm_linear(
@@ -36,7 +39,8 @@ def layer_norm_linear(
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
     """
     check(x, norm_weight, norm_bias, weight, bias, eps)
-    if dispatch.choose(NAME, x).implementation == "torch":
+    choice = dispatch.choose(NAME, x, norm_weight, norm_bias, weight, bias, eps)
+    if choice.implementation == "torch":
         return reference(x, norm_weight, norm_bias, weight, bias, eps)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.layer_norm_linear.library import project
@@ -83,6 +87,28 @@ def _configs(
     return launch.described(x, autocast(weight))
 
 
+def _slower(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> str | None:
+    """Few rows whose products are PyTorch's anyway: computing their norm again does not pay."""
+    from megafold.ops.layer_norm_linear import launch
+
+    rows = x.numel() // x.shape[-1]
+    if not torch.is_grad_enabled() or rows >= FEW_ROWS:
+        return None
+    why = launch.why_not_fused(*weight.shape, autocast_dtype(weight))
+    if why is None:
+        return None
+    return f"with gradients PyTorch is faster below {FEW_ROWS} rows, here {rows}, for {why}"
+
+
 dispatch.register(
-    dispatch.Operator(NAME, layer_norm_linear, check, "forward and backward are kernels", _configs)
+    dispatch.Operator(
+        NAME, layer_norm_linear, check, "forward and backward are kernels", _configs, slower=_slower
+    )
 )

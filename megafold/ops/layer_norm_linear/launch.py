@@ -70,8 +70,16 @@ class Problem(NamedTuple):
 
 def is_fused(weight: torch.Tensor) -> bool:
     """Whether both passes multiply in kernels of their own, rather than through torch."""
-    outs, channels = weight.shape
-    return weight.dtype in HALVES and channels <= WIDEST_FUSED and outs < FAR
+    return why_not_fused(*weight.shape, weight.dtype) is None
+
+
+def why_not_fused(outs: int, channels: int, dtype: torch.dtype) -> str | None:
+    """What of a weight the fused kernels cannot take, in words; None where they take it."""
+    if dtype not in HALVES:
+        return f"{str(dtype).removeprefix('torch.')} operands"
+    if channels > WIDEST_FUSED:
+        return f"rows of {channels} channels, more than {WIDEST_FUSED}"
+    return f"{outs} outputs, {FAR} or more" if outs >= FAR else None
 
 
 def is_held(problem: Problem) -> bool:
@@ -95,19 +103,15 @@ def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     """What both passes of a call run, with block sizes and where those are from."""
     rows = x.numel() // x.shape[-1]
     problem = Problem(rows, *reversed(weight.shape))
-    if is_fused(weight):
+    why = why_not_fused(*weight.shape, weight.dtype)
+    if why is None:
         names = (FORWARD, BACKWARD) if is_held(problem) else (FORWARD, GRAD_X, PRODUCT)
         found = {kernel: config_of(kernel, problem, weight) for kernel in names}
     else:
         found = {k: config_of_rows(k, x, rows, problem.channels) for k in (NORMALISE, GRADIENT)}
     lines = (f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items())
-    if is_fused(weight):
+    if why is None:
         return tuple(lines)
-    why = (
-        f"rows of {problem.channels} channels, more than {WIDEST_FUSED}"
-        if weight.dtype in HALVES
-        else "fp32 operands"
-    )
     return (f"products by torch ({why}), between", *(f"  {line}" for line in lines))
 
 

@@ -2,8 +2,8 @@
 
 Two plans. *Fused*, for 16-bit operands and rows that one program holds: one kernel forward, and
 backward two for each chunk of rows and one at the end. *By products*, for all else: products of
-the vendor's library, with kernels between them: in 16 bits for training of all rows at once, what
-the backward pass needs being kept; else for each chunk.
+the vendor's library, with kernels between them: for training of wide rows all at once, what the
+backward pass needs being kept; else for each chunk.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def fused(channels: int, dtype: torch.dtype) -> bool:
     return channels <= WIDEST_FUSED and dtype.itemsize == 2
 
 
-def keeps(channels: int, dtype: torch.dtype) -> bool:
+def keeps(channels: int) -> bool:
     """Whether a call that has gradients keeps what is hidden: the normalised rows, gate, value."""
-    return dtype.itemsize == 2 and not fused(channels, dtype)
+    return channels > WIDEST_FUSED
 
 
 def why_not_fused(channels: int, dtype: torch.dtype) -> str:
@@ -109,7 +109,7 @@ def explained(
     if not fused(problem.channels, weight_gate.dtype):
         why = why_not_fused(problem.channels, weight_gate.dtype)
         how = f"products by torch.mm in chunks of rows, kernels between them ({why})"
-        if kept and keeps(problem.channels, weight_gate.dtype):
+        if kept and keeps(problem.channels):
             how += f"; with gradients all rows at once, {what}, gate and value are kept"
         return (how,)
     lines = []

@@ -71,6 +71,6 @@ def apply(
         eps: of the norm; None where x is not to be normalised.
     """
     operands = x, norm_weight, norm_bias, weight_gate, weight_value, weight_out
-    if launch.keeps(x.shape[-1], weight_gate.dtype) and has_gradient(*operands):
+    if launch.keeps(x.shape[-1]) and has_gradient(*operands):
         return _call_keeping(*operands, eps)
     return _call(*operands, eps)[0]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from megafold.ops.checks import autocast_enabled
+from megafold.ops.precision import IEEE, precision_of
 from megafold.ops.sizes import cdiv
 from megafold.ops.transition import launch
 from megafold.ops.transition.elementwise import (
@@ -384,7 +385,7 @@ def _plus_product(
     if total is None:
         return _product(left.t(), right)
     if left.dtype == torch.float32:
-        for terms in _parts(right.shape[0]):
+        for terms in _parts(right.shape[0], left.device):
             total.addmm_(left[terms].t(), right[terms])
         return total
     return _as(total, torch.float32).add_(torch.mm(left.t(), right))
@@ -402,7 +403,7 @@ def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor)
     if result.dtype != left.dtype:
         result.copy_(_product(left, right))
     elif left.dtype == torch.float32:
-        first, *others = _parts(right.shape[0])
+        first, *others = _parts(right.shape[0], left.device)
         torch.mm(left[:, first], right[first], out=result)
         for terms in others:
             result.addmm_(left[:, terms], right[terms])
@@ -410,9 +411,10 @@ def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor)
         torch.mm(left, right, out=result)
 
 
-def _parts(terms: int) -> list[slice]:
-    """The terms that a sum in fp32 takes at a time."""
-    step = max(TERMS, cdiv(terms, MOST_PARTS))
+def _parts(terms: int, device: torch.device) -> list[slice]:
+    """The terms that a sum in fp32 takes at a time: all, where TF32 errs more than any sum."""
+    most = MOST_PARTS if precision_of(torch.float32, device) == IEEE else 1
+    step = max(TERMS, cdiv(terms, most))
     return [slice(start, start + step) for start in range(0, terms, step)]
 
 
