@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ def step_costs(
     device: torch.device | str,
     *,
     checkpointing: bool,
+    captured: bool = False,
     implementation: str = "megafold",
     bfloat16: bool = False,
     seconds: float = 1.0,
@@ -41,14 +43,17 @@ def step_costs(
         batches: on any device.
         name: a configuration of ``megafold.model``.
         checkpointing: recompute blocks in the backward pass.
+        captured: replay the step as CUDA graphs, see ``megafold.model.capture``; on a GPU, not
+            with ``checkpointing``, and not of what torch.compile compiles.
         implementation: ``"megafold"`` (the operators that ``ops.use`` says), ``"eager"`` (all
-            of them PyTorch's) or ``"compile"`` (the same, each block under ``torch.compile``).
+            of them PyTorch's) or ``"compile"`` (the same, each block under ``torch.compile``, but
+            where the sampler records a step of its own: that is of PyTorch's kernels).
         bfloat16: compute in it where it suffices (autocast).
         seconds: how long to repeat each step.
         around: device, versions and date of the rows; default: as they are now.
 
     Raises:
-        ValueError: unknown implementation.
+        ValueError: unknown implementation, or one that cannot be captured here.
         MemoryError, torch.OutOfMemoryError: a step does not fit into memory.
     """
     if implementation not in IMPLEMENTATIONS:
@@ -56,12 +61,17 @@ def step_costs(
             f"unknown implementation {implementation!r}; choose one of {IMPLEMENTATIONS}"
         )
     device = torch.device(device)
+    if captured and (checkpointing or implementation == "compile" or device.type != "cuda"):
+        raise ValueError(
+            "captured steps need a GPU, no checkpointing, and another implementation than "
+            f"'compile'; got {device}, checkpointing {checkpointing}, {implementation!r}"
+        )
     config = replace(CONFIGS[name], checkpointing=checkpointing)
     torch.manual_seed(0)
     model = AlphaFold3(config).to(device)
     if implementation == "compile":
         compile_blocks(model)
-    trainer = Trainer(model, TrainConfig(bfloat16=bfloat16))
+    trainer = Trainer(model, TrainConfig(bfloat16=bfloat16, captured=captured))
     around = around or environment(device)
     for batch in batches:
         with _operators(implementation):
@@ -72,12 +82,23 @@ def step_costs(
 def compile_blocks(model: AlphaFold3) -> None:
     """Put every block of the model's stacks under ``torch.compile``, in place.
 
-    Blocks of one kind share what is compiled, for one shape of the batch at a time.
+    Blocks of one kind share what is compiled. While a CUDA graph is recorded nothing can be
+    compiled, and blocks run as they are.
     """
     for stack in model.modules():
         if isinstance(stack, Blocks):
             for block in stack:
-                block.compile(dynamic=False)
+                block.forward = _unless_recording(block.forward)
+
+
+def _unless_recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(forward, dynamic=False)
+
+    def call(*args: Any) -> Any:
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        return (forward if recording else compiled)(*args)
+
+    return call
 
 
 def _operators(implementation: str) -> AbstractContextManager[None]:
@@ -98,12 +119,13 @@ def _step_cost(
         trainer.generator.manual_seed(SEED)
         return trainer.step(batch).seconds
 
+    how = " checkpointed" * config.checkpointing + " captured" * trainer.config.captured
     timing = measure.time_call(step, device, seconds=seconds, min_repeats=2)
     # The last step's gradients would be released inside the next one and blur its peak.
     trainer.model.zero_grad(set_to_none=True)
     return Record(
         op="train_step",
-        shape=f"{config.name}{' checkpointed' * config.checkpointing} N{batch.num_tokens}",
+        shape=f"{config.name}{how} N{batch.num_tokens}",
         dtype="bfloat16" if trainer.config.bfloat16 else "float32",
         impl=implementation,
         direction="full",

@@ -29,6 +29,11 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
     return TF32 if _has_tf32(device) and torch.backends.cuda.matmul.allow_tf32 else IEEE
 
 
+def in_full_fp32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether operands of a dtype are fp32 that no TF32 shortens."""
+    return dtype == torch.float32 and precision_of(dtype, device) == IEEE
+
+
 def bits_of(dtype: torch.dtype, device: torch.device) -> int:
     """How many bits of an operand are multiplied: 16, 32, or 19 in TF32."""
     return TF32_BITS if precision_of(dtype, device) == TF32 else 8 * dtype.itemsize

@@ -67,7 +67,9 @@ def _add_cost(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on GPU")
     parser.add_argument(
-        "--keep", action="store_true", help="keep what blocks compute, not compute it again"
+        "--captured",
+        action="store_true",
+        help="keep what blocks compute, not compute it again, and replay steps as CUDA graphs",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="per measurement (default: 3)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -103,10 +105,13 @@ def _cost(arguments: argparse.Namespace) -> int:
             torch.compiler.reset()
             try:
                 (cost,) = step_costs(
-                    [crop], arguments.model, device, checkpointing=not arguments.keep,
-                    implementation=implementation, bfloat16=dtype == "bfloat16",
-                    seconds=arguments.seconds, around=around,
+                    [crop], arguments.model, device, checkpointing=not arguments.captured,
+                    captured=arguments.captured, implementation=implementation,
+                    bfloat16=dtype == "bfloat16", seconds=arguments.seconds, around=around,
                 )  # fmt: skip
+            except ValueError as error:
+                print(f"megafold: {error}", file=sys.stderr)
+                return 2
             except (MemoryError, torch.OutOfMemoryError) as error:
                 missed += 1
                 what = str(error).splitlines()[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from megafold import data, ops
 from megafold.bench.records import environment
@@ -41,7 +40,9 @@ def test_peers_are_the_same_model_by_pytorch_s_operators(monkeypatch):
     monkeypatch.setattr(
         AlphaFold3, "forward", noting(AlphaFold3.forward, lambda: seen.append(ops.backend()))
     )
-    monkeypatch.setattr(nn.Module, "compile", lambda block, **_: compiled.append(type(block)))
+    monkeypatch.setattr(
+        torch, "compile", lambda of, **_: noting(of, lambda: compiled.append(type(of.__self__)))
+    )
     batch = data.example_batch("1A8O", crop=8)
     around = environment("cpu")
     for name in IMPLEMENTATIONS:

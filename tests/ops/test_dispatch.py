@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from megafold import ops
 from megafold.bench import cases
 from megafold.ops import dispatch
 from megafold.ops.evo_attention import launch
+from megafold.ops.precision import TF32, products_in
 from tests.numerics import DEVICE, draw
 
 ATTENTION = cases.case("evo_attention", "B1 S2 N3 H1 D8")
@@ -129,29 +131,60 @@ def test_auto_takes_pytorch_on_the_cpu_and_says_so():
 FEW = cases.case("layer_norm_linear", "M96 C384 O8")
 
 
+@contextmanager
+def cuda_autocast(enabled):
+    """In bf16; ``torch.autocast`` itself needs a GPU for it."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", enabled)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype", "gradients", "few"),
+    ("op", "shape", "dtype", "under", "reason"),
     [
-        ("M96 C384 O8", torch.bfloat16, True, True),
-        ("M96 C384 O8", torch.bfloat16, False, False),
-        ("M4095 C129 O8", torch.float16, True, True),
-        ("M4096 C384 O8", torch.bfloat16, True, False),
-        ("M96 C128 O8", torch.bfloat16, True, False),
-        ("M96 C128 O8", torch.float32, True, True),
+        ("layer_norm_linear", "M96 C384 O8", BF16, {}, "faster below 6144 rows, here 96"),
+        ("layer_norm_linear", "M96 C384 O8", BF16, {"gradients": False}, None),
+        ("layer_norm_linear", "M6143 C129 O8", FP16, {}, "rows of 129 channels"),
+        ("layer_norm_linear", "M6144 C384 O8", BF16, {}, None),
+        ("layer_norm_linear", "M96 C128 O8", BF16, {}, None),
+        ("layer_norm_linear", "M96 C128 O8", FP32, {}, "float32 operands"),
+        ("layer_norm_linear", "M96 C128 O8", FP32, {"autocast": True}, None),
+        ("transition", "M96 C128 H8", FP32, {}, "in full fp32 PyTorch is faster"),
+        ("transition", "M6144 C129 H8", FP32, {"gradients": False}, "here 129"),
+        ("transition", "M6144 C128 H8", FP32, {}, None),
+        ("transition", "M96 C129 H8", FP32, {"tf32": True}, None),
+        ("transition", "M96 C129 H8", FP32, {"autocast": True}, None),
+        ("transition", "M96 C129 H8", BF16, {}, None),
+        ("triangle_multiplication", "B1 N9 C64", FP32, {}, "in full fp32 PyTorch's products"),
+        ("triangle_multiplication", "B1 N9 C64", FP32, {"tf32": True}, None),
+        ("triangle_multiplication", "B1 N9 C65", FP32, {"tf32": True}, "here 65"),
+        ("triangle_multiplication", "B1 N9 C65", FP32, {"autocast": True}, None),
+        ("triangle_multiplication", "B1 N9 C65", FP16, {}, None),
     ],
 )
-def test_auto_takes_pytorch_where_it_is_faster_and_says_so(shape, dtype, gradients, few):
-    case = cases.case("layer_norm_linear", shape)
-    with FakeTensorMode(), torch.set_grad_enabled(gradients):
-        inputs = {
-            name: torch.empty(a.shape, dtype=a.stored_as(dtype), device="cuda")
-            for name, a in case.arguments.items()
-        }
-        choice = dispatch.choose(case.op, *inputs.values())
+def test_auto_takes_pytorch_where_it_is_faster_and_says_so(op, shape, dtype, under, reason):
+    case = cases.case(op, shape)
+    with (
+        FakeTensorMode(),
+        torch.set_grad_enabled(under.get("gradients", True)),
+        cuda_autocast(under.get("autocast", False)),
+        products_in(TF32) if under.get("tf32") else nullcontext(),
+    ):
+        inputs = [
+            torch.empty(a.shape, dtype=a.stored_as(dtype), device="cuda")
+            for a in case.arguments.values()
+        ]
+        choice = dispatch.choose(op, *inputs, **case.options)
         with ops.use("triton"):
-            assert dispatch.choose(case.op, *inputs.values()).implementation == "triton"
-    assert choice.implementation == ("torch" if few else "triton")
-    assert ("PyTorch is faster below 4096 rows" in choice.reason) == few
+            assert dispatch.choose(op, *inputs, **case.options).implementation == "triton"
+    assert choice.implementation == ("triton" if reason is None else "torch")
+    assert reason is None or reason in choice.reason
 
 
 @pytest.mark.gpu

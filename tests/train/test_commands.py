@@ -90,12 +90,14 @@ def test_the_cost_of_a_step_is_printed_and_kept_beside_its_peers(tmp_path, capsy
 
 
 def test_a_step_too_large_for_memory_is_said_and_others_are_measured(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda device: 30_000_000)
-    arguments = [*COST, "--tokens", "64", "4", "--impl", "megafold", "--keep"]
+    monkeypatch.setattr(memory, "available_memory", lambda device: 20_000_000)
+    arguments = [*COST, "--tokens", "64", "4", "--impl", "megafold"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "tiny N64 megafold: too large: training on 64 tokens" in out
-    assert [row["shape"] for row in rows(tmp_path / "cpu" / "train_step.csv")] == ["tiny N4"]
+    assert [row["shape"] for row in rows(tmp_path / "cpu" / "train_step.csv")] == [
+        "tiny checkpointed N4"
+    ]
 
 
 def test_bad_arguments_of_the_cost_are_one_sentence_on_stderr(capsys):
@@ -103,6 +105,7 @@ def test_bad_arguments_of_the_cost_are_one_sentence_on_stderr(capsys):
         (["--tokens", "8", "--impl", "jit"], "unknown implementation ['jit']"),
         (["--tokens", "8", "--model", "huge"], "unknown model configuration 'huge'"),
         (["--tokens", "0"], "crop"),
+        (["--tokens", "8", "--captured"], "captured steps need a GPU"),
     ):
         assert cli.main([*COST, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ from megafold.ops.layer_norm_linear.reference import reference
 NAME = "layer_norm_linear"
 # Rows from which the kernels beside torch's products are as fast as PyTorch, forward and backward,
 # on an H100 (docs/layer_norm_linear.md).
-FEW_ROWS = 4096
+FEW_ROWS = 6144
 
 
 def layer_norm_linear(

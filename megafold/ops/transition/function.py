@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import autocast, check_floats, check_shape, described
+from megafold.ops.checks import autocast, autocast_dtype, check_floats, check_shape, described
+from megafold.ops.precision import in_full_fp32
 from megafold.ops.transition.reference import reference
 
 NAME = "transition"
+# In full fp32 the kernels beside the library's products gain no time on an H100, but memory where
+# rows are many (docs/transition.md).
+FEW_ROWS = 6144
+NARROW = 128  # channels, as those of pairs
 
 
 def transition(
@@ -39,8 +44,9 @@ def transition(
     Algorithm 11 of AlphaFold 3.
     """
     check(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
-    if dispatch.choose(NAME, x).implementation == "torch":
-        return reference(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    call = (x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    if dispatch.choose(NAME, *call).implementation == "torch":
+        return reference(*call)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.transition.library import apply
 
@@ -98,6 +104,27 @@ def _configs(
     return launch.explained(x, autocast(weight_gate))
 
 
+def _slower(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    weight_gate: torch.Tensor,
+    *rest: object,
+) -> str | None:
+    """Full fp32 of few rows, or of wide ones."""
+    rows, channels = x.numel() // x.shape[-1], x.shape[-1]
+    if not in_full_fp32(autocast_dtype(weight_gate), x.device):
+        return None
+    if channels <= NARROW and rows >= FEW_ROWS:
+        return None
+    return (
+        f"in full fp32 PyTorch is faster below {FEW_ROWS} rows, here {rows}, and for more than "
+        f"{NARROW} channels, here {channels}"
+    )
+
+
 dispatch.register(
-    dispatch.Operator(NAME, transition, check, "forward and backward are kernels", _configs)
+    dispatch.Operator(
+        NAME, transition, check, "forward and backward are kernels", _configs, slower=_slower
+    )
 )

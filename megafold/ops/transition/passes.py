@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from megafold.ops.checks import autocast_enabled
-from megafold.ops.precision import IEEE, precision_of
+from megafold.ops.precision import in_full_fp32
 from megafold.ops.sizes import cdiv
 from megafold.ops.transition import launch
 from megafold.ops.transition.elementwise import (
@@ -413,7 +413,7 @@ def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor)
 
 def _parts(terms: int, device: torch.device) -> list[slice]:
     """The terms that a sum in fp32 takes at a time: all, where TF32 errs more than any sum."""
-    most = MOST_PARTS if precision_of(torch.float32, device) == IEEE else 1
+    most = MOST_PARTS if in_full_fp32(torch.float32, device) else 1
     step = max(TERMS, cdiv(terms, most))
     return [slice(start, start + step) for start in range(0, terms, step)]
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import torch
 
 from megafold.ops import dispatch
-from megafold.ops.checks import autocast, check_floats, check_mask, check_shape, described
+from megafold.ops.checks import (
+    autocast,
+    autocast_dtype,
+    check_floats,
+    check_mask,
+    check_shape,
+    described,
+)
+from megafold.ops.precision import in_full_fp32
 from megafold.ops.triangle_multiplication.reference import reference
 
 NAME = "triangle_multiplication"
 WIDEST = 256  # channels of which a kernel holds whole rows
+# Channels up to which the kernels are faster than PyTorch in TF32, on an H100; of 128 they take
+# twice as long (docs/triangle_multiplication.md).
+WIDEST_IN_TF32 = 64
 
 
 def triangle_multiplication(
@@ -66,7 +77,7 @@ def triangle_multiplication(
         g_out_weight,
     )
     check(*tensors, outgoing=outgoing, eps=eps)
-    if dispatch.choose(NAME, z).implementation == "torch":
+    if dispatch.choose(NAME, *tensors).implementation == "torch":
         return reference(*tensors, outgoing=outgoing, eps=eps)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.triangle_multiplication.library import multiply
@@ -139,6 +150,26 @@ def _limit(z: torch.Tensor) -> str | None:
     return f"the kernels take up to {WIDEST} channels, and z has {z.shape[-1]}"
 
 
+def _slower(
+    z: torch.Tensor,
+    mask: torch.Tensor | None,
+    norm_in_weight: torch.Tensor | None,
+    norm_in_bias: torch.Tensor | None,
+    p_in_weight: torch.Tensor,
+    *rest: object,
+    **options: object,
+) -> str | None:
+    """fp32 in full, which is not for tensor cores, or in TF32 of wide pairs."""
+    dtype, channels = autocast_dtype(p_in_weight), z.shape[-1]
+    if dtype != torch.float32:
+        return None
+    if in_full_fp32(dtype, z.device):
+        return "in full fp32 PyTorch's products are faster"
+    if channels <= WIDEST_IN_TF32:
+        return None
+    return f"in TF32 PyTorch is faster for more than {WIDEST_IN_TF32} channels, here {channels}"
+
+
 dispatch.register(
     dispatch.Operator(
         NAME,
@@ -147,5 +178,6 @@ dispatch.register(
         "forward and backward are kernels, the product over triangles is torch.bmm",
         _configs,
         _limit,
+        _slower,
     )
 )
