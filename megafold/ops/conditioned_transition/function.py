@@ -6,8 +6,10 @@ import torch
 
 from megafold.ops import dispatch
 from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
-from megafold.ops.checks import autocast, check_floats, check_shape, described
+from megafold.ops.checks import autocast, autocast_dtype, check_floats, check_shape, described
 from megafold.ops.conditioned_transition.reference import reference
+from megafold.ops.precision import in_full_fp32
+from megafold.ops.transition.function import NARROW
 
 NAME = "conditioned_transition"
 
@@ -56,15 +58,13 @@ def conditioned_transition(
     and what the gate is multiplied with. Of more than 128 channels, with as many rows of s as of a,
     gate and value are kept as well; else nothing hidden is.
     """
-    check(
+    call = (
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift,
         weight_gate, weight_value, weight_out, weight_scale, bias_scale, eps,
     )  # fmt: skip
-    if dispatch.choose(NAME, a).implementation == "torch":
-        return reference(
-            a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift,
-            weight_gate, weight_value, weight_out, weight_scale, bias_scale, eps,
-        )  # fmt: skip
+    check(*call)
+    if dispatch.choose(NAME, *call).implementation == "torch":
+        return reference(*call)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.conditioned_transition.library import apply
 
@@ -162,6 +162,30 @@ def _configs(
     return (*str(norm).splitlines(), *plan)
 
 
+def _slower(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    norm_weight_s: torch.Tensor | None,
+    norm_weight_gate: torch.Tensor,
+    norm_bias_gate: torch.Tensor | None,
+    norm_weight_shift: torch.Tensor,
+    weight_gate: torch.Tensor,
+    *rest: object,
+) -> str | None:
+    """Full fp32 of wide rows, as of the transition."""
+    channels = a.shape[-1]
+    if channels <= NARROW or not in_full_fp32(autocast_dtype(weight_gate), a.device):
+        return None
+    return f"in full fp32 PyTorch is faster for more than {NARROW} channels, here {channels}"
+
+
 dispatch.register(
-    dispatch.Operator(NAME, conditioned_transition, check, "SwiGLU and gate are kernels", _configs)
+    dispatch.Operator(
+        NAME,
+        conditioned_transition,
+        check,
+        "SwiGLU and gate are kernels",
+        _configs,
+        slower=_slower,
+    )
 )
