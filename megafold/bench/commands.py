@@ -57,8 +57,8 @@ def _add_compare(subparsers: argparse._SubParsersAction) -> None:
         help="hold the measurements of the operators to those of their peers",
         description="Prints from the records in data/records the time of every implementation, "
         "the time of the best peer over ours (above 1: ours is faster), our peak memory and that "
-        "over FlexAttention's (of attention) or torch.compile's (of all else). Each line is of "
-        "one run, the newest that measured ours and a peer.",
+        "over FlexAttention's (of attention), eager's (of training steps) or torch.compile's (of "
+        "all else). Each line is of one run, the newest that measured ours and a peer.",
     )
     parser.add_argument("op", nargs="?", help="one operator (default: all)")
     parser.add_argument("--device", metavar="FOLDER", help="of the records (default: this device)")
@@ -167,7 +167,8 @@ def _compare(args: argparse.Namespace) -> int:
         print()
     print(
         "milliseconds are medians; peer/ours above 1: ours is faster; peak MB: ours, beyond the "
-        "inputs;\nmemory: ours over flex's (evo_attention) or compile's (the others)"
+        "inputs;\nmemory: ours over flex's (evo_attention), eager's (train_step) or compile's "
+        "(the others)"
     )
     return 0
 

@@ -19,7 +19,8 @@ def step_costs(records: Sequence[Record]) -> go.Figure:
     """Time (median and quartiles) and peak memory of training steps, side by side.
 
     Args:
-        records: rows of ``op`` ``train_step``; one line for each configuration.
+        records: rows of ``op`` ``train_step``; one line for each configuration and
+            implementation.
 
     Raises:
         ValueError: there is no row, or one of another operator.
@@ -27,9 +28,12 @@ def step_costs(records: Sequence[Record]) -> go.Figure:
     wrong = {record.op for record in records} - {"train_step"}
     if not records or wrong:
         raise ValueError(f"step_costs draws records of train_step, got {sorted(wrong) or 'none'}")
+    several = len({record.impl for record in records}) > 1
     lines: dict[str, list[tuple[int, Record]]] = {}
     for record in records:
         name, tokens = re.fullmatch(r"(.*) N(\d+)", record.shape).groups()
+        if several:
+            name = f"{name}, {record.impl}"
         lines.setdefault(name, []).append((int(tokens), record))
     titles = ("time of a step", "peak memory of a step")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)

@@ -25,6 +25,12 @@ def test_each_configuration_is_one_line_in_order_of_length() -> None:
     assert "NVIDIA H200" in figure.to_json()
 
 
+def test_implementations_are_lines_of_their_own_where_there_are_several() -> None:
+    rows = [record(shape="af3 N32", impl="megafold"), record(shape="af3 N32", impl="eager")]
+    figure = step_figures.step_costs(rows)
+    assert {trace.name for trace in figure.data} == {"af3, megafold", "af3, eager"}
+
+
 def test_other_records_are_refused() -> None:
     with pytest.raises(ValueError, match="draws records of train_step, got"):
         step_figures.step_costs([record(op="transition")])
