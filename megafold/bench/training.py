@@ -44,7 +44,8 @@ def step_costs(
         name: a configuration of ``megafold.model``.
         checkpointing: recompute blocks in the backward pass.
         captured: replay the step as CUDA graphs, see ``megafold.model.capture``; on a GPU, not
-            with ``checkpointing``, and not of what torch.compile compiles.
+            with ``checkpointing``, and not of what torch.compile compiles. What recordings hold
+            is not in the peak.
         implementation: ``"megafold"`` (the operators that ``ops.use`` says), ``"eager"`` (all
             of them PyTorch's) or ``"compile"`` (the same, each block under ``torch.compile``, but
             where the sampler records a step of its own: that is of PyTorch's kernels).

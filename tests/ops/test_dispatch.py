@@ -190,6 +190,27 @@ def test_auto_takes_pytorch_where_it_is_faster_and_says_so(op, shape, dtype, und
     assert reason is None or reason in choice.reason
 
 
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("layer_norm_linear", "M96 C384 O8"),
+        ("transition", "M96 C129 H8"),
+        ("conditioned_transition", "S1 N9 A129 C8 H8"),
+        ("triangle_multiplication", "B1 N9 C65"),
+    ],
+)
+def test_what_is_faster_is_found_out_without_a_graph_break(op, shape):
+    case = cases.case(op, shape)
+    inputs = tuple(inputs_of(case).values())
+
+    def reason(*tensors):
+        why = dispatch.REGISTRY[op].slower(*tensors, **case.options)
+        return tensors[0] * (1 if why is None else 2)
+
+    found = torch.compile(reason, fullgraph=True, backend="eager")(*inputs)
+    assert torch.equal(found, inputs[0] * 2)
+
+
 @pytest.mark.gpu
 def test_what_is_explained_as_pytorch_s_is_pytorch_s_on_a_gpu():
     inputs = inputs_of(FEW, torch.bfloat16)
