@@ -20,6 +20,7 @@ from torch import nn
 from torch.func import functional_call
 
 from megafold import ops
+from megafold.ops.precision import allows_tf32
 
 T = TypeVar("T")
 
@@ -143,7 +144,7 @@ def surroundings(module: nn.Module, inputs: tuple) -> Any:
     return (
         torch.cuda.current_stream(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        torch.backends.cuda.matmul.allow_tf32,
+        allows_tf32(),
         ops.backend(),
         module.training,
         tuple((t.data_ptr(), t.dtype) for t in (*module.parameters(), *module.buffers())),

@@ -26,7 +26,18 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
         return IEEE
     if _everywhere is not None:
         return _everywhere
-    return TF32 if _has_tf32(device) and torch.backends.cuda.matmul.allow_tf32 else IEEE
+    return TF32 if _has_tf32(device) and allows_tf32() else IEEE
+
+
+def allows_tf32() -> bool:
+    """Whether torch's setting lets fp32 products be computed in TF32, however it was made.
+
+    ``fp32_precision`` follows the older ``allow_tf32`` and ``set_float32_matmul_precision``, but
+    not the other way round: once it has been set, reading those is an error.
+    """
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # from PyTorch 2.9
+    return matmul.allow_tf32 if precision is None else precision == TF32
 
 
 def in_full_fp32(dtype: torch.dtype, device: torch.device) -> bool:
@@ -54,8 +65,8 @@ def reason(dtype: torch.dtype, device: torch.device) -> str:
         return f"fp32 products {how}, as asked for"
     if not _has_tf32(device):
         return f"fp32 products {how}, for there is no TF32 on {device.type}"
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    return f"fp32 products {how}, for torch.backends.cuda.matmul.allow_tf32 is {allowed}"
+    allows = "allows" if allows_tf32() else "does not allow"
+    return f"fp32 products {how}, for torch.backends.cuda.matmul {allows} TF32"
 
 
 def adopt(name: str) -> torch.dtype:

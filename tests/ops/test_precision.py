@@ -20,14 +20,30 @@ def test_on_nvidia_fp32_follows_torchs_setting(device, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     assert (precision_of(SINGLE, device), bits_of(SINGLE, device)) == ("ieee", 32)
     assert name_of(SINGLE, device) == "float32"
-    because = "for torch.backends.cuda.matmul.allow_tf32 is"
-    assert reason(SINGLE, device) == f"fp32 products in full, {because} False"
+    because = "for torch.backends.cuda.matmul"
+    assert reason(SINGLE, device) == f"fp32 products in full, {because} does not allow TF32"
     torch.set_float32_matmul_precision("high")
     assert (precision_of(SINGLE, device), bits_of(SINGLE, device)) == ("tf32", 19)
     assert name_of(SINGLE, device) == "tf32"
-    assert reason(SINGLE, device) == f"fp32 products in TF32, {because} True"
+    assert reason(SINGLE, device) == f"fp32 products in TF32, {because} allows TF32"
     monkeypatch.setattr(torch.version, "hip", "6.2")
     assert (precision_of(SINGLE, device), bits_of(SINGLE, device)) == ("ieee", 32)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
+)
+def test_the_newer_setting_counts_too(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for setting, bits in (("tf32", 19), ("ieee", 32), ("tf32", 19)):
+            matmul.fp32_precision = setting
+            assert bits_of(SINGLE, CUDA) == bits
+        assert "allows TF32" in reason(SINGLE, CUDA)
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_neither_the_cpu_nor_16_bits_have_tf32():
