@@ -63,7 +63,7 @@ def _add_cost(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", required=True, help="of the crops")
     parser.add_argument("--model", default="small", help="configuration (default: small)")
     parser.add_argument(
-        "--impl", nargs="+", default=["megafold", "eager", "compile"], help="default: all three"
+        "--impl", nargs="+", help="default: megafold, eager and, of steps not captured, compile"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on GPU")
     parser.add_argument(
@@ -90,7 +90,9 @@ def _cost(arguments: argparse.Namespace) -> int:
     try:
         device = megafold.device(arguments.device)
         config_from_name(arguments.model)
-        unknown = sorted(set(arguments.impl) - set(IMPLEMENTATIONS))
+        possible = [name for name in IMPLEMENTATIONS if name != "compile" or not arguments.captured]
+        chosen = arguments.impl or possible
+        unknown = sorted(set(chosen) - set(IMPLEMENTATIONS))
         if unknown:
             raise ValueError(f"unknown implementation {unknown}; choose from {IMPLEMENTATIONS}")
         crops = [data.example_batch(arguments.entry.upper(), crop=n) for n in arguments.tokens]
@@ -101,7 +103,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     around, missed = records.environment(device), 0
     print(f"{around.device}, {dtype}, revision {around.revision}")
     for crop in crops:
-        for implementation in arguments.impl:
+        for implementation in chosen:
             torch.compiler.reset()
             try:
                 (cost,) = step_costs(
