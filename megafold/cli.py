@@ -12,6 +12,7 @@ import megafold
 GROUPS = (
     "megafold.bench.commands",
     "megafold.bench.data_command",
+    "megafold.bench.step_command",
     "megafold.bench.tune_command",
     "megafold.data.commands",
     "megafold.data.search_command",

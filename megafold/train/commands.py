@@ -1,4 +1,4 @@
-"""``megafold train memorise`` and ``megafold train cost``."""
+"""``megafold train memorise``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add this module's commands."""
     train = commands.add_parser("train", help="training")
     actions = train.add_subparsers(required=True, metavar="ACTION")
-    _add_memorise(actions)
-    _add_cost(actions)
-
-
-def _add_memorise(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "memorise",
         help="train a fresh model on one bundled entry until it knows it by heart",
@@ -48,85 +43,6 @@ def _add_memorise(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", required=True, help="folder")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.set_defaults(func=_memorise)
-
-
-def _add_cost(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "cost",
-        help="time and memory of a training step, beside PyTorch's operators",
-        description="Forward, backward and update of one crop of a bundled entry, by the operators "
-        "of megafold.ops, by PyTorch's (eager), and by PyTorch's with each block under "
-        "torch.compile (compile). Prints a line for each; --out appends the rows to "
-        "DIR/<device>/train_step.csv, which `megafold compare train_step` reads.",
-    )
-    parser.add_argument("entry", help="a bundled entry, see `megafold samples`")
-    parser.add_argument("--tokens", type=int, nargs="+", required=True, help="of the crops")
-    parser.add_argument("--model", default="small", help="configuration (default: small)")
-    parser.add_argument(
-        "--impl", nargs="+", help="default: megafold, eager and, of steps not captured, compile"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on GPU")
-    parser.add_argument(
-        "--captured",
-        action="store_true",
-        help="keep what blocks compute, not compute it again, and replay steps as CUDA graphs",
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement (default: 3)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", type=Path, help="append the rows below this folder")
-    parser.set_defaults(func=_cost)
-
-
-def _cost(arguments: argparse.Namespace) -> int:
-    """0 where every step fitted into memory."""
-    import torch
-
-    import megafold
-    from megafold import data
-    from megafold.bench import records
-    from megafold.bench.training import IMPLEMENTATIONS, step_costs
-    from megafold.model.config import config_from_name
-
-    try:
-        device = megafold.device(arguments.device)
-        config_from_name(arguments.model)
-        possible = [name for name in IMPLEMENTATIONS if name != "compile" or not arguments.captured]
-        chosen = arguments.impl or possible
-        unknown = sorted(set(chosen) - set(IMPLEMENTATIONS))
-        if unknown:
-            raise ValueError(f"unknown implementation {unknown}; choose from {IMPLEMENTATIONS}")
-        crops = [data.example_batch(arguments.entry.upper(), crop=n) for n in arguments.tokens]
-    except (OSError, ValueError) as error:
-        print(f"megafold: {error}", file=sys.stderr)
-        return 2
-    dtype = arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    around, missed = records.environment(device), 0
-    print(f"{around.device}, {dtype}, revision {around.revision}")
-    for crop in crops:
-        for implementation in chosen:
-            torch.compiler.reset()
-            try:
-                (cost,) = step_costs(
-                    [crop], arguments.model, device, checkpointing=not arguments.captured,
-                    captured=arguments.captured, implementation=implementation,
-                    bfloat16=dtype == "bfloat16", seconds=arguments.seconds, around=around,
-                )  # fmt: skip
-            except ValueError as error:
-                print(f"megafold: {error}", file=sys.stderr)
-                return 2
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                missed += 1
-                what = str(error).splitlines()[0]
-                print(f"{arguments.model} N{crop.num_tokens} {implementation}: too large: {what}")
-                continue
-            print(
-                f"{cost.shape} {implementation}: {cost.ms:.0f} ms ({cost.ms_q1:.0f} to "
-                f"{cost.ms_q3:.0f}), peak {cost.peak_mb:.0f} MB",
-                flush=True,
-            )
-            if arguments.out:  # at once: a step of a large model takes minutes
-                records.append([cost], arguments.out, records.device_name(device))
-    return 1 if missed else 0
 
 
 def _memorise(arguments: argparse.Namespace) -> int:
