@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def _bench_step(args: argparse.Namespace) -> int:
     for crop in crops:
         for implementation in chosen:
             torch.compiler.reset()
+            gc.collect()  # what the last model and its recordings held
             try:
                 (cost,) = step_costs(
                     [crop], args.model, device, checkpointing=not args.captured,
