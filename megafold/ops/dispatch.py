@@ -142,7 +142,7 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     slower = REGISTRY[operator].slower
     why = None if slower is None else slower(tensor, *others, **more)
     if why is not None:
-        return Choice(operator, "torch", why)
+        return Choice(operator, "torch", f"{why}; measured on an H100")
     return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
 
 

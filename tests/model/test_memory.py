@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from megafold import data
+from megafold import data, ops
 from megafold.bench.memory import peak_bytes
 from megafold.model import (
     CONFIGS,
@@ -88,3 +89,22 @@ def test_it_grows_with_everything_that_it_depends_on():
     assert size(training=False) < size()
     assert size(element_size=2) < size()
     assert 5e9 < size() < 40e9  # one crop of the first stage fits one GPU
+
+
+def test_pytorch_s_operators_are_estimated_as_such_on_a_gpu(model, monkeypatch):
+    fused = []
+
+    def estimate(*_, **options):
+        fused.append(options["fused"])
+        return 0
+
+    monkeypatch.setattr(memory, "estimate_memory", estimate)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1)
+    batch = SimpleNamespace(
+        positions=SimpleNamespace(device=torch.device("cuda")),
+        msa=torch.empty(1, 9), num_tokens=9, num_atoms=90,
+    )  # fmt: skip
+    memory.check_memory(model, batch, samples=1, training=True)
+    with ops.use("torch"):
+        memory.check_memory(model, batch, samples=1, training=True)
+    assert fused == [True, False]

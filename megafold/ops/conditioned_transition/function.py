@@ -171,6 +171,7 @@ def _slower(
     norm_weight_shift: torch.Tensor,
     weight_gate: torch.Tensor,
     *rest: object,
+    **options: object,
 ) -> str | None:
     """Full fp32 of wide rows, as of the transition."""
     channels = a.shape[-1]

@@ -92,8 +92,8 @@ def _slower(
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
     weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
+    *rest: object,
+    **options: object,
 ) -> str | None:
     """Few rows whose products are PyTorch's anyway: computing their norm again does not pay."""
     from megafold.ops.layer_norm_linear import launch

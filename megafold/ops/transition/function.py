@@ -110,6 +110,7 @@ def _slower(
     norm_bias: torch.Tensor | None,
     weight_gate: torch.Tensor,
     *rest: object,
+    **options: object,
 ) -> str | None:
     """Full fp32 of few rows, or of wide ones."""
     rows, channels = x.numel() // x.shape[-1], x.shape[-1]
