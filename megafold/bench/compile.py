@@ -118,10 +118,12 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
         for index, (name, kind) in enumerate(variant.signature.items())
         if kind.startswith("*") or name in variant.multiples_of_16
     }
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {"num_warps": variant.num_warps}
+    if not _is_gluon(variant):
+        options["num_stages"] = variant.num_stages
     if variant.max_registers is not None:
         options["maxnreg"] = variant.max_registers
-    source = ASTSource(
+    source = (_gluon_source() if _is_gluon(variant) else ASTSource)(
         variant.kernel,
         signature=dict(variant.signature),
         constexprs=dict(variant.constants),
@@ -139,8 +141,18 @@ def compile_kernel(variant: KernelVariant, target: str) -> Compiled:
         registers=registers,
         spill_bytes=spill_bytes,
         shared_bytes=built.metadata.shared,
-        threads=variant.num_warps * warp,
+        threads=built.metadata.num_warps * warp,  # those of warps with other roles as well
     )
+
+
+def _is_gluon(variant: KernelVariant) -> bool:
+    return getattr(variant.kernel, "is_gluon", bool)()
+
+
+def _gluon_source() -> Any:
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def compile_all(

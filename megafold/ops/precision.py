@@ -32,12 +32,19 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
 def allows_tf32() -> bool:
     """Whether torch's setting lets fp32 products be computed in TF32, however it was made.
 
+    What torch.compile has compiled keeps the choice of implementation that it found.
+
     ``fp32_precision`` follows the older ``allow_tf32`` and ``set_float32_matmul_precision``, but
     not the other way round: once it has been set, reading those is an error.
     """
     matmul = torch.backends.cuda.matmul
     precision = getattr(matmul, "fp32_precision", None)  # from PyTorch 2.9
     return matmul.allow_tf32 if precision is None else precision == TF32
+
+
+# As `torch.compiler.assume_constant_result` marks it, which would import Triton. Dynamo of PyTorch
+# 2.11 cannot read the setting itself.
+allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def in_full_fp32(dtype: torch.dtype, device: torch.device) -> bool:

@@ -64,7 +64,7 @@ class Launch:
                 argument: constants[argument] for argument in names if argument in constants
             },
             num_warps=of.options["num_warps"],
-            num_stages=of.options["num_stages"],
+            num_stages=of.options.get("num_stages", 1),
             max_registers=of.options.get("maxnreg"),
             multiples_of_16=frozenset(multiples),
         )
@@ -126,6 +126,10 @@ def _type(value: object) -> str:
     """The type Triton compiles for; what it knows when it compiles (None, 1) is a constant."""
     if isinstance(value, torch.Tensor):
         return _POINTERS[value.dtype]
+    if hasattr(value, "block_shape"):  # as TMA reads a tensor: Gluon's descriptor
+        element = _POINTERS[value.base.dtype].removeprefix("*")
+        block = ", ".join(str(size) for size in value.block_shape)
+        return f"tensordesc<{element}[{block}],{value.layout!r}>"
     if isinstance(value, float):
         return "fp32"
     if value is None or value == 1:

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from megafold import ops
 from megafold.bench import cases
 from megafold.ops import dispatch
-from megafold.ops.evo_attention import launch
+from megafold.ops.evo_attention import hopper, launch
 from megafold.ops.precision import TF32, products_in
 from tests.numerics import DEVICE, draw
 
@@ -111,9 +111,11 @@ def test_explain_lists_the_block_sizes_of_every_kernel_a_call_would_run(shape, w
         choice = ops.explain("evo_attention", **inputs)
     assert choice.implementation == "triton"
     kernels = [kernel for kernel in launch.KERNELS if kernel not in spared]
-    assert [line.split(":")[0] for line in choice.kernels] == kernels
+    lines = [line for line in choice.kernels if not line.startswith("evo_attention.hopper")]
+    assert [line.split(":")[0] for line in lines] == kernels
+    assert len(choice.kernels) - len(lines) == (2 if hopper.is_hopper(inputs["q"].device) else 0)
     problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
-    for kernel, line in zip(kernels, choice.kernels, strict=True):
+    for kernel, line in zip(kernels, lines, strict=True):
         found = launch.config_of(kernel, problem, inputs["q"])
         for name, size in found.config.blocks.items():
             assert f"{name} {size}" in line
@@ -222,8 +224,21 @@ def test_what_is_explained_as_pytorch_s_is_pytorch_s_on_a_gpu():
 
 @pytest.mark.gpu
 def test_auto_takes_triton_on_a_gpu():
-    inputs = inputs_of(TRANSITION)
+    inputs = inputs_of(TRANSITION, torch.bfloat16)
     assert ops.explain("transition", **inputs).implementation == "triton"
+
+
+def test_explain_says_which_pass_hopper_s_own_kernels_do(monkeypatch):
+    inputs = inputs_of(ATTENTION)
+    monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
+    monkeypatch.setattr(hopper, "has_gluon", lambda: True)
+    with ops.use("triton"):
+        forward, gradients = ops.explain("evo_attention", **inputs).kernels[-2:]
+        assert forward.endswith("forward pass by the kernels above: float32 operands")
+        assert gradients.endswith("gradients by the kernels above: float32 operands")
+        monkeypatch.setattr(hopper, "why_not_backward", lambda *_: "")
+        gradients = ops.explain("evo_attention", **inputs).kernels[-1]
+    assert gradients.startswith("evo_attention.hopper: gradients by Hopper's own kernels, where")
 
 
 @pytest.mark.parametrize("case", [ATTENTION, TRANSITION], ids=lambda case: case.op)

@@ -119,11 +119,16 @@ def _configs(
     scale: float | None = None,
 ) -> tuple[str, ...]:
     """The block sizes of every kernel this call would run, and where they are from."""
-    from megafold.ops.evo_attention import launch
+    from megafold.ops.evo_attention import hopper, launch
     from megafold.ops.precision import reason
 
     q = autocast(q)
     problem = launch.Problem.of(q, k, pair_bias)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    ready = (
+        hopper.why_not_forward(problem, q, pair_bias, (launch.FORWARD,)),
+        hopper.why_not_backward(problem, q, pair_bias, scale, launch.GRADIENTS),
+    )
     products = reason(q.dtype, q.device)
     products = products and f"; {products}"
     lines = []
@@ -132,6 +137,14 @@ def _configs(
             continue  # the kernel for q writes the gradient of a bias that no rows share
         found = launch.config_of(kernel, problem, q)
         lines.append(f"{kernel}: {found.config} ({found.source}){products}")
+    if hopper.is_hopper(q.device):
+        for which, why_not in zip(("forward pass", "gradients"), ready, strict=True):
+            how = (
+                f"by the kernels above: {why_not}"
+                if why_not
+                else ("by Hopper's own kernels, where TMA reads the operands as they lie in memory")
+            )
+            lines.append(f"evo_attention.hopper: {which} {how}")
     return tuple(lines)
 
 

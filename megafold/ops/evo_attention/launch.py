@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megafold.ops.evo_attention import hopper
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
@@ -19,7 +20,8 @@ FORWARD = "evo_attention.forward"
 GRAD_Q = "evo_attention.grad_q"
 GRAD_KV = "evo_attention.grad_kv"
 GRAD_BIAS = "evo_attention.grad_bias"
-KERNELS = (FORWARD, GRAD_Q, GRAD_KV, GRAD_BIAS)
+GRADIENTS = (GRAD_Q, GRAD_KV, GRAD_BIAS)
+KERNELS = (FORWARD, *GRADIENTS)
 
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 FEW_KEYS = 16  # up to which gradients are differences of near equals
@@ -84,9 +86,15 @@ def forward(
     of_rows = (2, problem.total_rows, problem.heads, problem.queries)
     stats = torch.empty(of_rows, dtype=torch.float32, device=q.device)
     if out.numel():
-        launch_forward(
-            problem, q, k, v, spread(mask, problem), readable(pair_bias), out, stats, scale
-        )
+        bias, mask = readable(pair_bias), spread(mask, problem)
+        if (
+            not hopper.why_not_forward(problem, q, bias, (FORWARD,))
+            and hopper.readable(q, k, v)
+            and hopper.readable_bias(bias)
+        ):
+            hopper.forward(problem, q, k, v, mask, bias, out, stats, scale)
+        else:
+            launch_forward(problem, q, k, v, mask, bias, out, stats, scale)
     return out, stats
 
 
@@ -114,16 +122,31 @@ def backward(
         return [g.zero_() for g in results]
     bias, mask = readable(pair_bias), spread(mask, problem)
     delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
+    peak = sums = None
+    if (
+        for_q
+        and for_k
+        and for_v
+        and not hopper.why_not_backward(problem, q, bias, scale, GRADIENTS)
+        and hopper.readable(q, k, v, grad)
+    ):
+        peak, sums = hopper.backward(
+            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v, scale,
+            for_bias,
+        )  # fmt: skip
     alone = grad_bias if problem.rows_per_bias == 1 else None
     launch_grad_q(
-        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
+        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale, peak
     )  # fmt: skip
     if for_k or for_v:
         launch_grad_kv(
-            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, peak
         )  # fmt: skip
     if for_bias and alone is None:
-        launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale)
+        launch_grad_bias(
+            problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale,
+            None if sums is None else peak, sums,
+        )  # fmt: skip
     return results
 
 
@@ -140,7 +163,7 @@ def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
 
 
 def launch_grad_q(
-    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
+    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale, peak=None
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q).config
@@ -148,13 +171,15 @@ def launch_grad_q(
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale,
         precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias),
+        layout(mask), layout(bias), peak is not None,
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias)
+        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, peak)
 
 
-def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale) -> Any:
+def launch_grad_kv(
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, peak=None
+) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q).config
     if config.blocks["KEYS_FIRST"]:
@@ -163,14 +188,19 @@ def launch_grad_kv(problem, q, k, v, mask, bias, stats, grad, delta, grad_k, gra
     launcher = _by_rows(
         grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale,
         precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias),
+        layout(mask), layout(bias), peak is not None,
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v)
+        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, peak)
 
 
-def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale) -> Any:
-    """Fill ``grad_bias``: the rows in groups, then the sum of the groups."""
+def launch_grad_bias(
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale, peak=None, sums=None
+) -> Any:
+    """Fill ``grad_bias``: the rows in groups, then the sum of the groups.
+
+    Where ``sums`` are given they hold those of the groups already, unless logits are too large.
+    """
     config = config_of(GRAD_BIAS, problem, q).config
     blocks = _fitted(config.blocks, problem)
     tiles = (
@@ -179,23 +209,26 @@ def launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias
         * problem.heads
         * problem.biases
     )
-    groups = row_groups(
+    given = sums is not None
+    groups = len(sums) if given else row_groups(
         problem, tiles, multiprocessors(q.device), 4 * grad_bias.numel(),
         q.numel() * q.element_size(),
     )  # fmt: skip
     per_group = cdiv(problem.rows_per_bias, groups)
     groups = cdiv(problem.rows_per_bias, per_group)
-    sums = grad_bias
-    if groups > 1:
-        sums = torch.empty((groups, *grad_bias.shape), dtype=torch.float32, device=grad_bias.device)
+    if not given:
+        sums = grad_bias
+        if groups > 1:
+            of_groups = (groups, *grad_bias.shape)
+            sums = torch.empty(of_groups, dtype=torch.float32, device=grad_bias.device)
     launcher = _bias_sums(
         grad_bias_kernel, config, problem, tiles * groups, per_group, q.device, scale,
         precision_of(q.dtype, q.device), layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), sums.dtype,
+        layout(mask), layout(bias), sums.dtype, peak is not None,
     )  # fmt: skip
     with on(q.device):
-        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums)
-    if groups > 1:
+        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums, peak)
+    if sums is not grad_bias:
         if grad_bias.dtype == torch.float32:
             torch.sum(sums, dim=0, out=grad_bias)
         else:
@@ -208,6 +241,7 @@ def _by_rows(
     kernel: Any, config: Config, problem: Problem, split: str, device: torch.device, scale: float,
     precision: str, stored: tuple[tuple[str, bool], ...],
     q: Layout, k: Layout, v: Layout, grad: Layout | None, mask: Layout | None, bias: Layout | None,
+    flagged: bool = False,
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one block (``split``) of one head in ROWS rows."""
     blocks = _fitted(config.blocks, problem)
@@ -224,7 +258,7 @@ def _bias_sums(
     kernel: Any, config: Config, problem: Problem, programs: int, per_group: int,
     device: torch.device, scale: float, precision: str,
     q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype, flagged: bool,
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one tile of the bias in ``per_group`` rows."""
     blocks = _fitted(config.blocks, problem)

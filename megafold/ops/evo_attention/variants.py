@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.evo_attention import launch
+from megafold.ops.evo_attention import hopper, launch
+from megafold.ops.evo_attention.folding import PARTS
 from megafold.ops.precision import IEEE, TF32, TF32_BITS, name_of, products_in
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
@@ -39,7 +40,7 @@ def variants() -> list[KernelVariant]:
             ours = [e for e in tables()[devices[0]] if e.kernel in launch.KERNELS]
             named = [_shipped(e, f"{_key(e.sizes)} {devices[0]}") for e in ours]
             found += [replace(v, devices=tuple(devices)) for v in distinct(named)]
-    return found
+    return found + _on_hopper()
 
 
 def variant(
@@ -77,6 +78,33 @@ def variant(
     if f"{kernel} {name}" not in launched:
         raise LookupError(f"a call on q {tuple(q.shape)} does not launch {kernel}")
     return launched[f"{kernel} {name}"]
+
+
+# What Hopper's own kernels are compiled for: both dtypes, each width, and each number of groups.
+HOPPER = ((32, TOKENS), (32, 256), (64, TOKENS))
+HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
+
+
+def _on_hopper() -> list[KernelVariant]:
+    """The kernels that run on Hopper GPUs alone, and those that prepare operands for them."""
+    if not hopper.has_gluon():
+        return []
+    found = []
+    for width, tokens in HOPPER:
+        for dtype in PARTS:
+            q = torch.empty(1, tokens, tokens, HEADS, width, dtype=dtype, device="meta")
+            mask = torch.empty(1, tokens, tokens, dtype=torch.bool, device="meta")
+            bias = torch.empty(1, HEADS, tokens, tokens, dtype=torch.float32, device="meta")
+
+            def call(q=q, mask=mask, bias=bias) -> None:
+                out, stats = launch.forward(q, q, q, mask, bias, 1.0)
+                launch.backward(out, q, q, q, mask, bias, out, stats, 1.0, (True,) * 4)
+
+            with hopper.recording():
+                launched = recorded(call, f"{name_of(dtype)} D{width} N{tokens}")
+            known = [v for v in launched if v.name.split()[0] not in launch.KERNELS]
+            found += [replace(v, devices=HOPPER_DEVICES) for v in known]
+    return distinct(found)
 
 
 def _shipped(entry: Entry, key: str) -> KernelVariant:

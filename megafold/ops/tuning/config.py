@@ -86,6 +86,11 @@ def use_config(kernel: str, config: Config) -> Iterator[None]:
             _overrides[kernel] = before
 
 
+def is_overridden(*kernels: str) -> bool:
+    """Whether ``use_config`` is in force for one of these kernels."""
+    return any(kernel in _overrides for kernel in kernels)
+
+
 def reset_configs() -> None:
     """Forget every override, those of ``use_config`` blocks that are still open too."""
     _overrides.clear()

@@ -1,0 +1,156 @@
+"""What belongs to one query or one key of EvoAttention, folded into products of matrices.
+
+The gradients take the logarithm of its query's sum of weights from every logit, leave logits out
+whose key is masked, and take its query's delta from every gradient of a weight. All of that is
+linear in numbers of one query or one key. So it can be part of the products themselves: sixteen
+more columns beside q and beside k, which tensor cores multiply and add up in fp32 with the rest.
+A number stands in three columns, each of which has what the ones before leave of it: its 24 bits.
+
+============ ======================== ==========================================
+column       beside q (and grad)      beside k
+============ ======================== ==========================================
+0, 1, 2      parts of -log2(sum)      what the parts are multiplied by
+3            a large number           its negative where a key is masked, or 0
+4, 5, 6      parts of -delta          0 (beside v: what the parts are multiplied by)
+============ ======================== ==========================================
+
+A logit so found does not have the very bits that the forward pass saw: weights are off by about
+2**-22 times the logarithm. Where the shift of any query, the maximum over its keys, is more than
+:data:`PEAK`, the kernels of ``backward`` run instead, which need no such care.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from megafold.ops.evo_attention.tiles import LOG2E, at, load_tile
+
+COLUMNS = 16  # the fewest that tensor cores multiply
+PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
+DELTA = 4  # the first column of delta
+
+
+class Parts(NamedTuple):
+    """What the three parts of a number are multiplied by, and the large number.
+
+    fp16 ends at 65,504; with its first part in units of 4,096 numbers reach 2**28. The square of
+    the large number is beyond every logit.
+    """
+
+    first: float
+    second: float
+    third: float
+    large: float
+
+
+PARTS = {
+    torch.bfloat16: Parts(1.0, 1.0, 1.0, 1e15),
+    torch.float16: Parts(4096.0, 1.0, 1.0 / 1024.0, 6e4),
+}
+
+
+@triton.jit
+def _in_parts(o_c, b, FIRST: tl.constexpr, b_e, UNIT: tl.constexpr):
+    """Put numbers ``b`` into three columns of ``b_e``, which has the dtype of the operands."""
+    for i in tl.static_range(3):
+        b_p = (b / UNIT[i]).to(b_e.dtype)
+        b -= b_p.to(tl.float32) * UNIT[i]
+        b_e = tl.where(o_c == FIRST + i, b_p[:, None], b_e)
+    return b_e
+
+
+@triton.jit
+def fold_queries_kernel(
+    p_out,  # [B, S, N, H, D], contiguous
+    p_grad,  # its gradient, [B, S, N, H, D], any strides
+    p_stats,  # fp32 [2, B S, H, N]: shifts, and one over the sums
+    p_beside,  # [B S, H, N, 16], written
+    p_delta,  # fp32 [B S, H, N], written: delta over the sum of the weights, as in `backward`
+    stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
+    scale, rows, stride_inverse, queries, heads, width,
+    UNIT: tl.constexpr,
+    LARGE: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The columns beside BLOCK_Q queries of one head in one row."""
+    i_head = tl.program_id(0) % heads
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    i_q = ((tl.program_id(0) // heads) % blocks) * BLOCK_Q
+    i_row = tl.program_id(0) // (heads * blocks)
+    o_q = tl.arange(0, BLOCK_Q)
+    o_d = tl.arange(0, BLOCK_D)
+    o_c = tl.arange(0, 16)[None, :]
+    m = i_q + o_q < queries
+    p_out += (i_row.to(tl.int64) * queries * heads + i_head) * width
+    p_grad = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+    b_o = load_tile(p_out, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
+    b_g = load_tile(p_grad, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)
+    i_first = (i_row.to(tl.int64) * heads + i_head) * queries + i_q
+    b_shift = tl.load(p_stats + i_first + o_q, mask=m, other=0.0)
+    b_inverse = tl.load(p_stats + stride_inverse + i_first + o_q, mask=m, other=0.0)
+    # A query that has no key has no weights: a logarithm beyond every exponential.
+    b_some = b_inverse > 0.0
+    b_log = b_shift + tl.where(b_some, -tl.log2(tl.where(b_some, b_inverse, 1.0)), 16384.0)
+    b_e = tl.zeros([BLOCK_Q, 16], p_beside.dtype.element_ty)
+    b_e = _in_parts(o_c, -b_log / (scale * LOG2E), 0, b_e, UNIT)
+    b_e = _in_parts(o_c, -b_delta, 4, b_e, UNIT)
+    b_e = tl.where(o_c == 3, tl.full([], LARGE, tl.float32).to(b_e.dtype), b_e)
+    tl.store(p_beside + (i_first + o_q)[:, None] * 16 + o_c, b_e, mask=m[:, None])
+    tl.store(p_delta + i_first + o_q, b_delta * b_inverse, mask=m)
+
+
+@triton.jit
+def fold_keys_kernel(
+    p_mask,  # bool [B, S, M], any strides, or None
+    p_beside,  # [B S or 1, M, 16], written
+    stride_mb, stride_ms, stride_mk, rows, keys,
+    UNIT: tl.constexpr,
+    LARGE: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The columns beside BLOCK keys of one row."""
+    blocks = tl.cdiv(keys, BLOCK)
+    i_row = tl.program_id(0) // blocks
+    o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    o_c = tl.arange(0, 16)[None, :]
+    m = o_k < keys
+    b = tl.zeros([BLOCK, 16], tl.float32)
+    for i in tl.static_range(3):
+        b = tl.where(o_c == i, UNIT[i], b)
+    if HAS_MASK:
+        p = p_mask + (i_row // rows).to(tl.int64) * stride_mb
+        p += (i_row % rows).to(tl.int64) * stride_ms
+        b_kept = tl.load(p + o_k.to(tl.int64) * stride_mk, mask=m, other=0) != 0
+        b = tl.where((o_c == 3) & (b_kept == 0)[:, None], -LARGE, b)
+    p = p_beside + (i_row.to(tl.int64) * keys + o_k)[:, None] * 16 + o_c
+    tl.store(p, b.to(p_beside.dtype.element_ty), mask=m[:, None])
+
+
+@triton.jit
+def spread_mask_kernel(
+    p_mask,  # bool [B, S, M], any strides, or None
+    p_added,  # fp32 [B S or 1, padded M], written
+    stride_mb, stride_ms, stride_mk, rows, keys, padded,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What is added to the logits of BLOCK keys of one row: 0, or -inf where they are left out."""
+    blocks = tl.cdiv(padded, BLOCK)
+    i_row = tl.program_id(0) // blocks
+    o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    b_kept = o_k < keys
+    if HAS_MASK:
+        p = p_mask + (i_row // rows).to(tl.int64) * stride_mb
+        p += (i_row % rows).to(tl.int64) * stride_ms
+        b_kept = tl.load(p + o_k.to(tl.int64) * stride_mk, mask=b_kept, other=0) != 0
+    b = tl.where(b_kept, 0.0, float("-inf"))
+    tl.store(p_added + i_row.to(tl.int64) * padded + o_k, b, mask=o_k < padded)

@@ -1,0 +1,342 @@
+"""EvoAttention's gradients of q, k and v in one pass, on Hopper's own instructions (Gluon).
+
+One program takes one head of one row, or more of them one after another. Warps have roles. Groups
+of four warps, one for each of ``GROUPS`` blocks of 64 keys, walk over the queries and hold their
+keys' gradients in registers; one group adds up the gradient of the queries, from what the others
+leave in shared memory; one warp fetches tiles by TMA. Nothing waits for all warps: each pair has
+its barriers. Logits are held as ``[keys, queries]``, from products that have all in them that
+belongs to one query or one key (see :mod:`~megafold.ops.evo_attention.folding`); left for each
+logit are a multiplication and addition, an exponential and a multiplication.
+
+Once the keys of a program's walk are more than its groups have, it walks again, and the gradient of
+the queries is summed in its own part of ``p_sums``, always in one order.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+LOG2E = gl.constexpr(1.4426950408889634)
+BLOCK = 64  # queries and keys of a tile: the rows of one product
+
+
+@gluon.jit
+def _fetch(
+    d_q, d_k, d_v, d_grad, d_beside, d_bias,
+    s_q, s_k, s_v, s_grad, s_beside, s_bias, full, empty, full_keys, empty_keys,
+    items, heads, rows_per_bias, blocks_q, walks,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """The warp that fetches: keys and values of a walk, then the queries' tiles in their order."""
+    step = 0
+    walk = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        i_row, i_head = item // heads, item % heads
+        i_bias = (i_row // rows_per_bias) * heads + i_head
+        for i_walk in range(0, walks):
+            i_k = i_walk * (GROUPS * TILE)
+            j = walk % 2
+            mbarrier.wait(empty_keys.index(j), ((walk // 2) & 1) ^ 1)
+            bar_keys = full_keys.index(j)
+            mbarrier.expect(bar_keys, GROUPS * TILE * WIDTH * 4)
+            for g in gl.static_range(GROUPS):
+                at_keys = [i_row, i_k + g * TILE, i_head, 0]
+                tma.async_copy_global_to_shared(d_k, at_keys, bar_keys, s_k.index(j * GROUPS + g))
+                tma.async_copy_global_to_shared(d_v, at_keys, bar_keys, s_v.index(j * GROUPS + g))
+            for i in range(0, blocks_q):
+                s = step % STAGES
+                bar = full.index(s)
+                i_q = i * TILE
+                mbarrier.wait(empty.index(s), ((step // STAGES) & 1) ^ 1)
+                mbarrier.expect(bar, TILE * WIDTH * 4 + TILE * 32 + GROUPS * TILE * TILE * 4)
+                at = [i_row, i_q, i_head, 0]
+                tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(s))
+                tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(s))
+                tma.async_copy_global_to_shared(
+                    d_beside, [i_row * heads + i_head, i_q, 0], bar, s_beside.index(s)
+                )
+                for g in gl.static_range(GROUPS):
+                    at_bias = [i_bias, i_k + g * TILE, i_q]
+                    i_s = s * GROUPS + g
+                    tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(i_s))
+                step += 1
+            walk += 1
+
+
+@gluon.jit
+def _of_queries(
+    p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
+    items, heads, width, queries, blocks_q, walks, scale,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """The group that adds up the gradient of q."""
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
+    dtype: gl.constexpr = s_k.dtype
+    o_q = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
+    o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
+    p_sums += gl.program_id(0).to(gl.int64) * (blocks_q * TILE * WIDTH)
+    step = 0
+    walk = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        i_row, i_head = item // heads, item % heads
+        i_out = i_row.to(gl.int64) * queries * heads + i_head
+        for i_walk in range(0, walks):
+            mbarrier.wait(full_keys.index(walk % 2), (walk // 2) & 1)
+            for i in range(0, blocks_q):
+                j = step % 2
+                p_sum = p_sums + i * (TILE * WIDTH) + (o_q[:, None] * WIDTH + o_d[None, :])
+                before = gl.load(p_sum, mask=(o_q + i_walk * TILE >= TILE)[:, None], other=0.0)
+                mbarrier.wait(full_logits.index(j), (step // 2) & 1)
+                acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
+                for g in gl.static_range(GROUPS):
+                    k = s_k.index((walk % 2) * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+                    ds = s_logits.index(j * GROUPS + g).permute((1, 0))
+                    acc = warpgroup_mma(ds, k, acc, use_acc=g > 0, is_async=True)
+                acc = warpgroup_mma_wait(0, deps=(acc,))
+                mbarrier.arrive(empty_logits.index(j))
+                acc = acc + before
+                if i_walk == walks - 1:
+                    m = (i * TILE + o_q < queries)[:, None] & (o_d < width)[None, :]
+                    p = p_grad_q + (i_out + i.to(gl.int64) * TILE * heads) * width
+                    o = o_q[:, None] * (heads * width) + o_d[None, :]
+                    gl.store(p + o, (acc * scale).to(dtype), mask=m)
+                else:
+                    gl.store(p_sum, acc)
+                step += 1
+            mbarrier.arrive(empty_keys.index(walk % 2))
+            walk += 1
+
+
+@gluon.jit
+def _of_keys(
+    g: gl.constexpr, p_beside_k, p_grad_k, p_grad_v,
+    s_q, s_k, s_v, s_grad, s_beside, s_bias, s_logits,
+    full, empty, full_keys, empty_keys, full_logits, empty_logits,
+    stride_beside, items, heads, width, keys, blocks_q, walks, scale,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, SLICES: gl.constexpr,
+    SLICE: gl.constexpr, TILE: gl.constexpr, UNIT: gl.constexpr, KEYS: gl.constexpr,
+    MIXED_KEYS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
+):  # fmt: skip
+    """One group of four warps, which has the gradients of 64 keys and values in a walk.
+
+    A tile of queries is taken in slices, so that fewer logits are in registers at once.
+    """
+    LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, SLICE, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, LOGITS, k_width=2)
+    LEFT_ACC: gl.constexpr = gl.DotOperandLayout(0, ACC, k_width=2)
+    BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
+    dtype: gl.constexpr = s_k.dtype
+    # Threads hold their keys in the order 0, 2, 4, 6, 1, 3, 5, 7 of every eight: so reads of the
+    # bias by half a warp lie in different banks of shared memory.
+    i_n = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
+    i_a = gl.arange(0, TILE, gl.SliceLayout(1, LEFT))
+    o_n = (i_n // 8) * 8 + (i_n % 4) * 2 + (i_n // 4) % 2
+    o_a = (i_a // 8) * 8 + (i_a % 4) * 2 + (i_a // 4) % 2
+    o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
+    o_c = gl.arange(0, 16, gl.SliceLayout(0, LEFT))[None, :]
+    factor = scale * LOG2E
+    none = gl.zeros([TILE, 16], gl.float32, LEFT)
+    b_c = gl.where(
+        o_c == 4, UNIT[0], gl.where(o_c == 5, UNIT[1], gl.where(o_c == 6, UNIT[2], none))
+    )
+    b_c = b_c.to(dtype)
+    o_beside = o_a[:, None] * 16 + o_c
+    first = gl.program_id(0)
+    p_first = p_beside_k + (first // heads).to(gl.int64) * stride_beside + g * TILE * 16
+    b_next = gl.load(p_first + o_beside, mask=(g * TILE + o_a < keys)[:, None], other=0.0)
+    step = 0
+    walk = 0
+    for item in range(first, items, gl.num_programs(0)):
+        i_row, i_head = item // heads, item % heads
+        for i_walk in range(0, walks):
+            i_k = i_walk * (GROUPS * TILE) + g * TILE
+            b_ke = b_next  # read a walk ahead; at the end once too often, from the first row
+            more = i_walk < walks - 1
+            n_item = gl.where(more, item, item + gl.num_programs(0))
+            n_row = gl.where(n_item < items, n_item // heads, 0)
+            n_k = gl.where(more, i_k + GROUPS * TILE, g * TILE)
+            p_next = p_beside_k + n_row.to(gl.int64) * stride_beside + n_k * 16
+            b_next = gl.load(p_next + o_beside, mask=(n_k + o_a < keys)[:, None], other=0.0)
+            mbarrier.wait(full_keys.index(walk % 2), (walk // 2) & 1)
+            i_s = (walk % 2) * GROUPS + g
+            b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+            b_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+            dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
+            dv = gl.zeros([TILE, WIDTH], gl.float32, ACC)
+            for _ in range(0, blocks_q):
+                s = step % STAGES
+                j = step % 2
+                mbarrier.wait(full.index(s), (step // STAGES) & 1)
+                t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+                t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+                t_e = s_beside.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
+                t_bias = s_bias.index(s * GROUPS + g)._reinterpret(
+                    gl.float32, [TILE, TILE], MIXED_BIAS
+                )
+                t_ds = s_logits.index(j * GROUPS + g)._reinterpret(
+                    dtype, [TILE, TILE], MIXED_LOGITS
+                )
+                for h in gl.static_range(SLICES):
+                    q = t_q.slice(h * SLICE, SLICE)
+                    do = t_do.slice(h * SLICE, SLICE)
+                    e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
+                    zero = gl.zeros([TILE, SLICE], gl.float32, LOGITS)
+                    x = warpgroup_mma(b_k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
+                    x = warpgroup_mma(b_ke, e, x, is_async=True)
+                    dp = warpgroup_mma(b_v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+                    dp = warpgroup_mma(b_c, e, dp, is_async=True)
+                    bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
+                    x = warpgroup_mma_wait(2, deps=(x,))
+                    p_w = gl.exp2(x * factor + bias)
+                    w = gl.convert_layout(p_w.to(dtype), LEFT_ACC)
+                    dv = warpgroup_mma(w, do, dv, is_async=True)
+                    dp = warpgroup_mma_wait(1, deps=(dp,))
+                    ds = (p_w * dp).to(dtype)
+                    if h == 0:
+                        mbarrier.wait(empty_logits.index(j), ((step // 2) & 1) ^ 1)
+                    t_ds.slice(h * SLICE, SLICE, 1).store(ds)
+                    ds = gl.convert_layout(ds, LEFT_ACC)
+                    dk = warpgroup_mma(ds, q, dk, is_async=True)
+                    if h == SLICES - 1:
+                        fence_async_shared()
+                        mbarrier.arrive(full_logits.index(j))
+                    dv, dk = warpgroup_mma_wait(0, deps=(dv, dk))
+                mbarrier.arrive(empty.index(s))
+                step += 1
+            mbarrier.arrive(empty_keys.index(walk % 2))
+            walk += 1
+            i_out = (i_row.to(gl.int64) * keys * heads + i_head) * width
+            o_out = (i_k + o_n)[:, None] * (heads * width) + o_d[None, :]
+            m = (i_k + o_n < keys)[:, None] & (o_d < width)[None, :]
+            gl.store(p_grad_k + i_out + o_out, (dk * scale).to(dtype), mask=m)
+            gl.store(p_grad_v + i_out + o_out, dv.to(dtype), mask=m)
+
+
+@gluon.jit
+def hopper_backward_kernel(
+    d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
+    d_beside,  # [B S H, N, 16], beside q
+    d_bias,  # fp32 [B or 1 times H, M, N], times log2 e, in boxes of 64 by 64
+    p_beside_k,  # [B S or 1, M, 16], beside k
+    p_peak,  # fp32: the largest shift
+    p_grad_q, p_grad_k, p_grad_v,  # [B, S, N or M, H, D], contiguous, written
+    p_sums,  # fp32 [programs, N to full tiles, WIDTH]
+    stride_beside,  # of p_beside_k from row to row; 0 where there is no mask
+    items,  # B S H
+    heads, width, rows_per_bias, queries, keys, blocks_q, walks, scale,
+    PEAK: gl.constexpr,
+    GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
+    STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
+    SLICES: gl.constexpr,
+    REGISTERS: gl.constexpr,  # of a thread that has keys
+    WIDTH: gl.constexpr,  # D to the next power of two
+    SLICE: gl.constexpr,
+    TILE: gl.constexpr,
+    UNIT: gl.constexpr,  # see `folding.Parts`
+    KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr, MIXED_BIAS: gl.constexpr, TILED: gl.constexpr,
+    MIXED_LOGITS: gl.constexpr,  # layouts in shared memory: see `hopper`
+):  # fmt: skip
+    """All three gradients, where the largest shift is at most PEAK; else nothing."""
+    items = gl.where(gl.load(p_peak) <= PEAK, items, 0)
+    BAR: gl.constexpr = mbarrier.MBarrierLayout()
+    dtype: gl.constexpr = d_q.dtype
+    s_q = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_q.layout)
+    s_grad = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_grad.layout)
+    s_beside = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 16], d_beside.layout)
+    s_bias = gl.allocate_shared_memory(gl.float32, [STAGES * GROUPS, 1, TILE, TILE], d_bias.layout)
+    s_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_k.layout)
+    s_v = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_v.layout)
+    s_logits = gl.allocate_shared_memory(dtype, [2 * GROUPS, TILE, TILE], TILED)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    full_keys = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
+    empty_keys = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
+    full_logits = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
+    empty_logits = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), 1)
+        mbarrier.init(empty.index(i), GROUPS)
+    for i in gl.static_range(2):
+        mbarrier.init(full_keys.index(i), 1)
+        mbarrier.init(empty_keys.index(i), GROUPS + 1)
+        mbarrier.init(full_logits.index(i), GROUPS)
+        mbarrier.init(empty_logits.index(i), 1)
+    # Arguments are written out for each role: a tuple kept under a name loses its constants.
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (_of_queries, (
+                    p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
+                    empty_logits, items, heads, width, queries, blocks_q, walks, scale,
+                    GROUPS, WIDTH, TILE, KEYS,
+                )),
+                (_of_keys, (
+                    gl.constexpr(0), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
+                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
+                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
+                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                )),
+                (_of_keys, (
+                    gl.constexpr(1), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
+                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
+                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
+                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                )),
+                (_fetch, (
+                    d_q, d_k, d_v, d_grad, d_beside, d_bias, s_q, s_k, s_v, s_grad, s_beside,
+                    s_bias, full, empty, full_keys, empty_keys, items, heads, rows_per_bias,
+                    blocks_q, walks, GROUPS, WIDTH, STAGES, TILE,
+                )),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_of_queries, (
+                    p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
+                    empty_logits, items, heads, width, queries, blocks_q, walks, scale,
+                    GROUPS, WIDTH, TILE, KEYS,
+                )),
+                (_of_keys, (
+                    gl.constexpr(0), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
+                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
+                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
+                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                )),
+                (_of_keys, (
+                    gl.constexpr(1), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
+                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
+                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
+                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                )),
+                (_of_keys, (
+                    gl.constexpr(2), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
+                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
+                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
+                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                )),
+                (_fetch, (
+                    d_q, d_k, d_v, d_grad, d_beside, d_bias, s_q, s_k, s_v, s_grad, s_beside,
+                    s_bias, full, empty, full_keys, empty_keys, items, heads, rows_per_bias,
+                    blocks_q, walks, GROUPS, WIDTH, STAGES, TILE,
+                )),
+            ],
+            [4, 4, 4, 1],
+            [REGISTERS, REGISTERS, REGISTERS, 24],
+        )  # fmt: skip

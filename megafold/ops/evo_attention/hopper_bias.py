@@ -1,0 +1,180 @@
+"""EvoAttention's gradient of a bias that many rows share, on Hopper's own instructions (Gluon).
+
+A program has a strip of the gradient, three blocks of 64 queries by 64 keys, in the registers of
+three groups of four warps, while the rows that share it pass by: one more warp fetches their tiles
+by TMA. Products have all in them that belongs to one query or one key (see
+:mod:`~megafold.ops.evo_attention.folding`); left for each logit are a multiplication and addition,
+an exponential, and one more multiplication and addition.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+LOG2E = gl.constexpr(1.4426950408889634)
+GROUPS = gl.constexpr(3)
+
+
+@gluon.jit
+def _fetch(
+    d_q, d_k, d_v, d_grad, d_beside, d_beside_k,
+    s_q, s_k, s_v, s_grad, s_beside, s_beside_k, full, empty,
+    i_q, i_k, i_head, first, last, heads, masks,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """The warp that fetches, row by row."""
+    for i_row in range(first, last):
+        step = i_row - first
+        s = step % STAGES
+        bar = full.index(s)
+        mbarrier.wait(empty.index(s), ((step // STAGES) & 1) ^ 1)
+        mbarrier.expect(bar, (GROUPS + 1) * TILE * (WIDTH * 4 + 32))
+        at = [i_row, i_k, i_head, 0]
+        tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(s))
+        tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(s))
+        tma.async_copy_global_to_shared(
+            d_beside_k, [i_row * masks, i_k, 0], bar, s_beside_k.index(s)
+        )
+        for g in gl.static_range(GROUPS):
+            i = s * GROUPS + g
+            at = [i_row, i_q + g * TILE, i_head, 0]
+            tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(i))
+            tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(i))
+            at = [i_row * heads + i_head, i_q + g * TILE, 0]
+            tma.async_copy_global_to_shared(d_beside, at, bar, s_beside.index(i))
+
+
+@gluon.jit
+def _of_tile(
+    g: gl.constexpr, p_bias, p_sum, stride_bq, stride_bk,
+    s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_parts, full, empty,
+    i_q, i_k, first, last, queries, keys, scale,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """One group of four warps, which has the gradient of 64 queries by 64 keys."""
+    LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, TILE, 16])
+    KEYS: gl.constexpr = gl.NVMMASharedLayout(WIDTH * 2, 16, rank=2)
+    BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
+    dtype: gl.constexpr = s_k.dtype
+    i_q += g * TILE
+    o_q = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
+    o_k = gl.arange(0, TILE, gl.SliceLayout(0, LOGITS))
+    m = (i_q + o_q < queries)[:, None] & (i_k + o_k < keys)[None, :]
+    p_bias += i_q.to(gl.int64) * stride_bq + i_k.to(gl.int64) * stride_bk
+    o_bias = o_q[:, None] * stride_bq + o_k[None, :] * stride_bk
+    bias = gl.load(p_bias + o_bias, mask=m, other=0.0).to(gl.float32) * LOG2E
+    factor = scale * LOG2E
+    total = gl.zeros([TILE, TILE], gl.float32, LOGITS)
+    for step in range(0, last - first):
+        s = step % STAGES
+        mbarrier.wait(full.index(s), (step // STAGES) & 1)
+        q = s_q.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        do = s_grad.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        e = s_beside.index(s * GROUPS + g)._reinterpret(dtype, [TILE, 16], BESIDE)
+        k = s_k.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        v = s_v.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        ke = s_beside_k.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
+        zero = gl.zeros([TILE, TILE], gl.float32, LOGITS)
+        x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+        x = warpgroup_mma(e, ke.permute((1, 0)), x, is_async=True)
+        dp = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+        dp = warpgroup_mma(e, s_parts.permute((1, 0)), dp, is_async=True)
+        x = warpgroup_mma_wait(2, deps=(x,))
+        w = gl.exp2(x * factor + bias)
+        dp = warpgroup_mma_wait(0, deps=(dp,))
+        mbarrier.arrive(empty.index(s))
+        total += w * dp
+    p_sum += i_q.to(gl.int64) * keys + i_k
+    gl.store(p_sum + (o_q[:, None] * keys + o_k[None, :]), total, mask=m)
+
+
+@gluon.jit
+def hopper_bias_kernel(
+    d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
+    d_beside,  # [B S H, N, 16], beside q
+    d_beside_k,  # [B S or 1, M, 16], beside k
+    p_bias,  # [B or 1, H, N, M], any strides
+    p_peak,  # fp32: the largest shift
+    p_sums,  # fp32 [groups, B or 1, H, N, M], written
+    stride_bb, stride_bh, stride_bq, stride_bk,
+    heads, biases, rows_per_bias, rows_per_group, queries, keys,
+    masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
+    scale,
+    PEAK: gl.constexpr,
+    STAGES: gl.constexpr,
+    WIDTH: gl.constexpr,
+    TILE: gl.constexpr,
+    UNIT: gl.constexpr,
+):  # fmt: skip
+    """Sums over the rows of one group, where the largest shift is at most PEAK; else nothing."""
+    i_head = gl.program_id(0) % heads
+    rest = gl.program_id(0) // heads
+    strips, blocks = gl.cdiv(queries, GROUPS * TILE), gl.cdiv(keys, TILE)
+    i_q = (rest % strips) * (GROUPS * TILE)
+    i_k = ((rest // strips) % blocks) * TILE
+    rest = rest // (strips * blocks)
+    i_bias = rest % biases
+    first = i_bias * rows_per_bias + (rest // biases) * rows_per_group
+    last = gl.minimum(first + rows_per_group, (i_bias + 1) * rows_per_bias)
+    p_bias += i_bias.to(gl.int64) * stride_bb + i_head.to(gl.int64) * stride_bh
+    p_sums += (rest * heads + i_head).to(gl.int64) * queries * keys
+    tame = gl.load(p_peak) <= PEAK
+    last = gl.where(tame, last, first)
+    queries = gl.where(tame, queries, 0)  # nothing is stored
+
+    BAR: gl.constexpr = mbarrier.MBarrierLayout()
+    BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
+    dtype: gl.constexpr = d_q.dtype
+    s_q = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_q.layout)
+    s_grad = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_grad.layout)
+    s_beside = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 16], d_beside.layout)
+    s_k = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_k.layout)
+    s_v = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_v.layout)
+    s_beside_k = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 16], d_beside_k.layout)
+    s_parts = gl.allocate_shared_memory(dtype, [TILE, 16], BESIDE)
+    COLUMNS: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    o_c = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, :]
+    none = gl.zeros([TILE, 16], gl.float32, COLUMNS)
+    b = gl.where(o_c == 4, UNIT[0], gl.where(o_c == 5, UNIT[1], gl.where(o_c == 6, UNIT[2], none)))
+    s_parts.store(b.to(dtype))
+    fence_async_shared()
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), 1)
+        mbarrier.init(empty.index(i), GROUPS)
+    # Arguments are written out for each role: a tuple kept under a name loses its constants.
+    gl.warp_specialize(
+        [
+            (_of_tile, (
+                gl.constexpr(0), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
+                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
+                scale, WIDTH, STAGES, TILE,
+            )),
+            (_of_tile, (
+                gl.constexpr(1), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
+                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
+                scale, WIDTH, STAGES, TILE,
+            )),
+            (_of_tile, (
+                gl.constexpr(2), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
+                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
+                scale, WIDTH, STAGES, TILE,
+            )),
+            (_fetch, (
+                d_q, d_k, d_v, d_grad, d_beside, d_beside_k, s_q, s_k, s_v, s_grad, s_beside,
+                s_beside_k, full, empty, i_q, i_k, i_head, first, last, heads, masks, WIDTH,
+                STAGES, TILE,
+            )),
+        ],
+        [4, 4, 1],
+        [152, 152, 24],
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""Gradients of EvoAttention by the kernels for Hopper GPUs: they run on such a GPU alone."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+from megafold.ops.evo_attention import folding, hopper, launch
+from megafold.ops.tuning import Config, use_config
+from tests.numerics import DEVICE
+from tests.ops.evo import assert_kernels_accurate, assert_same, attention, fused_results
+
+HERE = torch.device(DEVICE)
+DTYPES = [torch.bfloat16, torch.float16]
+ON_HOPPER = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not hopper.is_hopper(HERE), reason="no Hopper GPU on this machine"),
+]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """How often the gradients of a call were found by these kernels."""
+    found = mock.Mock(side_effect=hopper.backward)
+    monkeypatch.setattr(hopper, "backward", found)
+    return found
+
+
+def on_hopper(test):
+    for mark in ON_HOPPER:
+        test = mark(test)
+    return test
+
+
+SHAPES = (
+    "B1 S72 N64 H4 D32",
+    "B1 S80 N100 H4 D32",  # neither queries nor keys fill their tiles
+    "B1 S70 N36 H4 D24",
+    "B1 S96 N132 K97 H3 D32",
+    "B1 S9 N260 H32 D32",
+    "B1 S20 N196 H16 D48",
+    "B3 S24 N64 H4 D64",  # a bias for each of the batch
+    "B1 S67 N384 H4 D32",  # two walks over the keys
+    "B1 S17 N256 K320 H16 D64",
+)
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_accurate(shape, dtype, ran):
+    assert_kernels_accurate(*attention(shape, dtype))
+    assert ran.call_count == 1
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accurate_without_mask_and_with_one_bias_for_the_batch(dtype, ran):
+    inputs, grad = attention("B4 S24 N72 H4 D32", dtype)
+    inputs["pair_bias"] = inputs["pair_bias"][:1].clone()
+    assert_kernels_accurate(inputs, grad)
+    del inputs["mask"]
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 2
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_without_keys_have_no_gradient(dtype, ran):
+    inputs, grad = attention("B1 S72 N64 H4 D32", dtype)
+    inputs["mask"][:, 3] = False
+    inputs["mask"][:, 5, 7:] = False
+    assert_kernels_accurate(inputs, grad)
+    results = fused_results(inputs, grad)
+    for name in ("grad q", "grad k", "grad v"):
+        found = next(t for key, t in results.items() if name.split()[1] in key and "grad" in key)
+        assert not found[:, 3].any()
+    assert ran.call_count == 2
+
+
+@on_hopper
+@pytest.mark.parametrize("limit", [30.0, 1e4])
+def test_logits_of_any_size(limit, ran):
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    generator = torch.Generator(HERE).manual_seed(3)
+    for name in ("q", "k", "v"):
+        inputs[name].cauchy_(generator=generator).clamp_(-limit, limit)
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 1
+
+
+@on_hopper
+def test_biases_that_leave_whole_queries_out(ran):
+    # A mask as a bias: the shift is far beyond what folded products hold.
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    inputs["pair_bias"][:, :, 5] = -1e9
+    assert_kernels_accurate(inputs, grad)
+    with mock.patch.object(hopper, "why_not_backward", return_value="not now"):
+        assert_same(fused_results(inputs, grad), fused_results(inputs, grad))
+    assert ran.call_count == 1
+
+
+@on_hopper
+def test_the_same_bits_every_time(ran):
+    inputs, grad = attention("B1 S80 N200 H4 D32", torch.bfloat16)
+    first = fused_results(inputs, grad)
+    for _ in range(20):
+        assert_same(fused_results(inputs, grad), first)
+    assert ran.call_count == 21
+
+
+@on_hopper
+def test_transposed_operands_and_bias(ran):
+    inputs, grad = attention("B1 S72 N72 H4 D32", torch.bfloat16)
+    for name in ("q", "k", "v"):
+        inputs[name] = inputs[name].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["pair_bias"] = inputs["pair_bias"].transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 1
+
+
+@on_hopper
+def test_what_tma_does_not_read_goes_the_other_way(ran):
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    one = grad[..., :1].expand_as(grad)
+    assert_kernels_accurate(inputs, one)
+    assert ran.call_count == 0
+
+
+@on_hopper
+def test_only_what_is_asked_for():
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    inputs["pair_bias"].requires_grad_(False)
+    assert_kernels_accurate(inputs, grad)
+
+
+def test_not_on_other_devices_nor_for_other_calls(monkeypatch):
+    def why_not(problem, q, bias, scale=1.0):
+        return hopper.why_not_backward(problem, q, bias, scale, launch.GRADIENTS)
+
+    def problem(shape, dtype=torch.bfloat16):
+        (inputs, _) = attention(shape, dtype, device="cpu")
+        q, k, bias = (inputs[name] for name in ("q", "k", "pair_bias"))
+        return launch.Problem.of(q, k, bias), q, bias
+
+    few = problem("B1 S72 N8 H4 D32")
+    assert why_not(*few) == "not a Hopper GPU"
+    monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
+    monkeypatch.setattr(hopper, "has_gluon", lambda: True)
+    monkeypatch.setattr(hopper, "_cache", lambda device: 50e6)
+    assert why_not(*few) == ""
+    assert why_not(*few, -1.0) == "a scale that is not positive"
+    assert why_not(few[0], few[1].float(), few[2]) == "float32 operands"
+    assert "rows share a bias" in why_not(few[0], few[1], None)
+    assert "rows share a bias" in why_not(*problem("B1 S7 N8 H64 D32"))
+    assert why_not(*problem("B1 S72 N8 H4 D16")) == "heads of 16 channels"
+    assert "multiple of 4" in why_not(*problem("B1 S72 N9 H4 D32"))
+    with use_config(launch.GRAD_KV, Config({}, 4, 1)):
+        assert why_not(*few) == "use_config has other kernels in force"
+    monkeypatch.setattr(hopper, "_cache", lambda device: 1000)
+    assert "L2 cache" in why_not(*few)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 200)
+    assert "too few" in why_not(*few)
+
+
+def test_what_tma_reads():
+    t = torch.empty(2, 3, 8, 4, 32, dtype=torch.bfloat16)
+    assert hopper.readable(t, t.transpose(1, 2)[:1], t[:, :, ::2])
+    assert not hopper.readable(t.transpose(1, 2))  # batch and rows are not one dimension
+    assert not hopper.readable(t[..., ::2])
+    assert not hopper.readable(t[..., 1:])
+    assert not hopper.readable(t[:, :, :1].expand_as(t))
+    assert not hopper.readable(torch.empty(1, 3, 8, 4, 12, dtype=torch.bfloat16))  # 24 bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=ON_HOPPER[0])])
+@pytest.mark.parametrize("shape", ["B2 S3 N20 K37 H2 D24", "B1 S2 N130 H1 D32"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
+    inputs, grad = attention(shape, dtype)
+    q, k, v, mask, bias = (inputs[name] for name in ("q", "k", "v", "mask", "pair_bias"))
+    if masked:
+        mask[:, 1, :] = False
+    else:
+        mask = None
+    scale = 0.31
+    problem = launch.Problem.of(q, k, bias)
+    spread = launch.spread(mask, problem)
+    out, stats = launch.forward(q, k, v, spread, bias, scale)
+    queries = torch.empty(
+        problem.total_rows,
+        problem.heads,
+        problem.queries,
+        folding.COLUMNS,
+        dtype=dtype,
+        device=HERE,
+    )
+    rows = problem.total_rows if masked else 1
+    keys = torch.empty(rows, problem.keys, folding.COLUMNS, dtype=dtype, device=HERE)
+    fold = hopper._fold_queries(problem, dtype, scale, launch.layout(grad))
+    found = torch.empty(stats.shape[1:], device=HERE)
+    fold(out, grad, stats, queries, found)
+    hopper._fold_keys(problem, dtype, launch.layout(spread))(spread, keys)
+
+    beside = torch.einsum(
+        "rhne,rme->rhnm", queries.double(), keys.double().expand(problem.total_rows, -1, -1)
+    )
+    logits = torch.einsum("bsnhd,bsmhd->bshnm", q.double(), k.double()).flatten(0, 1)
+    weights = (
+        (logits + beside) * scale
+        + bias.double().repeat_interleave(problem.rows_per_bias, 0)[: problem.total_rows]
+    ).exp()
+    logits = (
+        logits * scale
+        + bias.double().repeat_interleave(problem.rows_per_bias, 0)[: problem.total_rows]
+    )
+    if masked:
+        logits = logits.masked_fill(~spread.flatten(0, 1)[:, None, None], float("-inf"))
+    expected = logits.softmax(-1).nan_to_num(0.0)
+    torch.testing.assert_close(weights, expected, rtol=2e-5, atol=1e-12)
+
+    parts = torch.zeros(folding.COLUMNS, dtype=torch.float64, device=HERE)
+    parts[folding.DELTA : folding.DELTA + 3] = torch.tensor(folding.PARTS[dtype][:3])
+    delta = -(queries.double() @ parts).transpose(1, 2)
+    exact = (out.double() * grad.double()).sum(-1).flatten(0, 1)
+    torch.testing.assert_close(delta, exact, rtol=1e-6, atol=1e-6)
+    inverse = stats[1].transpose(1, 2).double()
+    torch.testing.assert_close(
+        found.transpose(1, 2).double(), exact * inverse, rtol=1e-5, atol=1e-6
+    )
