@@ -230,3 +230,18 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     torch.testing.assert_close(
         found.transpose(1, 2).double(), exact * inverse, rtol=1e-5, atol=1e-6
     )
+
+
+@on_hopper
+def test_captured_in_a_graph(ran):
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    expected = fused_results(inputs, grad)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = fused_results(inputs, grad)
+    graph.replay()
+    assert_same(results, expected)
+    inputs["v"].mul_(2.0)
+    graph.replay()
+    assert torch.equal(results["output"], 2.0 * expected["output"])
+    assert ran.call_count == 2

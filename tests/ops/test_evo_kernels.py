@@ -220,7 +220,9 @@ def test_few_keys_that_are_not_masked():
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_weights_with_a_peak(scale):
-    assert_kernels_accurate(*attention("B1 S12 N19 H1 D16"), scale=scale)
+    # Of 12 rows, one of four draws breaks the rule on a GPU, of 48 and 96 none of sixteen: enough
+    # that a few weights do not decide.
+    assert_kernels_accurate(*attention("B1 S48 N19 H1 D16"), scale=scale)
 
 
 @each_dtype
