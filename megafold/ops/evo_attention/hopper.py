@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -175,28 +177,25 @@ def _cache(device: torch.device) -> int:
 
 
 def readable(*tensors: torch.Tensor) -> bool:
-    """Whether TMA reads tensors ``[B, S, N, H, D]``: neighbours along D, the rest aligned."""
-    for t in tensors:
-        batch, rows = t.shape[:2]
-        if t.stride(-1) != 1 or t.data_ptr() % 16:
-            return False
-        if batch > 1 and rows > 1 and t.stride(0) != rows * t.stride(1):
-            return False
-        for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True):
-            if size > 1 and (stride <= 0 or stride * t.element_size() % 16):
-                return False
-    return True
+    """Whether TMA reads tensors ``[B, S, N, H, D]`` or a bias ``[B or 1, H, N, M]``.
+
+    Neighbours in memory lie along the last dimension, the rest is aligned.
+    """
+    return all(
+        t.data_ptr() % 16 == 0 and _lies_well(t.shape, t.stride(), t.element_size())
+        for t in tensors
+    )
 
 
-def readable_bias(bias: torch.Tensor) -> bool:
-    """Whether TMA reads a bias ``[B or 1, H, N, M]`` with neighbours along keys."""
-    if bias.stride(-1) != 1 or bias.data_ptr() % 16:
+@lru_cache(maxsize=4096)
+def _lies_well(shape: torch.Size, strides: tuple[int, ...], bytes_each: int) -> bool:
+    """Whether the first two dimensions are one, and all steps but the last whole 16 bytes."""
+    if strides[-1] != 1:
         return False
-    batch, heads = bias.shape[:2]
-    if batch > 1 and heads > 1 and bias.stride(0) != heads * bias.stride(1):
+    if shape[0] > 1 and shape[1] > 1 and strides[0] != shape[1] * strides[1]:
         return False
-    shape, strides = bias.shape[:-1], bias.stride()[:-1]
-    return all(n == 1 or (s > 0 and s % 4 == 0) for n, s in zip(shape, strides, strict=True))
+    steps = [s for n, s in zip(shape[:-1], strides[:-1], strict=True) if n > 1]
+    return all(s > 0 and s * bytes_each % 16 == 0 for s in steps)
 
 
 def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
@@ -286,13 +285,19 @@ def _width(problem: Any) -> int:
     return power_of_two(problem.width)
 
 
-class _Boxes(NamedTuple):
-    """What TMA fetches at once: shape and layout in shared memory."""
+@dataclass(frozen=True, eq=False)  # one of each kind: compared by identity
+class _Box:
+    """What TMA fetches at once, and how it then lies in shared memory."""
 
-    operand: tuple[list[int], Any]  # of q, k, v: 64 queries or keys of one head of one row
-    beside: tuple[list[int], Any]  # the columns beside them
-    bias: tuple[list[int], Any]
-    mask: tuple[list[int], Any]
+    shape: tuple[int, ...]
+    layout: Any
+
+
+class _Boxes(NamedTuple):
+    operand: _Box  # of q, k, v: 64 queries or keys of one head of one row
+    beside: _Box  # the columns beside them
+    bias: _Box
+    mask: _Box
 
 
 @cache
@@ -307,20 +312,36 @@ def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
         ([1, TILE], gl.float32),
     )
     of = gl.NVMMASharedLayout.get_default_for
-    return _Boxes(*((box, of(box, kind)) for box, kind in boxes))
+    return _Boxes(*(_Box(tuple(shape), of(shape, kind)) for shape, kind in boxes))
 
 
-def _described(tensor: torch.Tensor, box: tuple[list[int], Any]) -> Any:
+# What describes tensors that lie alike, without a tensor: to describe one anew takes ten times as
+# long, which a call does a dozen times.
+_described_before: dict[tuple[Any, ...], Any] = {}
+
+
+def _described(tensor: torch.Tensor, box: _Box) -> Any:
     """A tensor as TMA reads it; those of more dimensions than the box with the first two joined."""
+    key = (tensor.shape, tensor.stride(), tensor.dtype, box)
+    alike = _described_before.get(key)
+    if alike is None:
+        alike = _described_before[key] = _describe(tensor, box)
+        alike.base = None
+    described = copy(alike)
+    described.base = tensor
+    return described
+
+
+def _describe(tensor: torch.Tensor, box: _Box) -> Any:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     shape, strides = list(tensor.shape), list(tensor.stride())
-    if tensor.dim() > len(box[0]):
+    if tensor.dim() > len(box.shape):
         outer = strides[1] if shape[1] > 1 else strides[0]
         shape, strides = [shape[0] * shape[1], *shape[2:]], [outer, *strides[2:]]
     aligned = 16 // tensor.element_size()
     strides = [s if n > 1 else aligned for n, s in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, shape, [*strides, 1], *box)
+    return TensorDescriptor(tensor, shape, [*strides, 1], list(box.shape), box.layout)
 
 
 def _tile(rows: int, columns: int, bits: int) -> Any:

@@ -87,10 +87,8 @@ def forward(
     stats = torch.empty(of_rows, dtype=torch.float32, device=q.device)
     if out.numel():
         bias, mask = readable(pair_bias), spread(mask, problem)
-        if (
-            not hopper.why_not_forward(problem, q, bias, (FORWARD,))
-            and hopper.readable(q, k, v)
-            and hopper.readable_bias(bias)
+        if not hopper.why_not_forward(problem, q, bias, (FORWARD,)) and hopper.readable(
+            q, k, v, bias
         ):
             hopper.forward(problem, q, k, v, mask, bias, out, stats, scale)
         else:
