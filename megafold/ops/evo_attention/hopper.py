@@ -37,7 +37,7 @@ WIDTHS = (32, 64)  # of a head, padded
 LOG2E = 1.4426950408889634
 FOLD_BLOCK = 128
 BIAS_GROUPS = 3
-BIAS_WAVES = 3  # programs per multiprocessor that the bias's gradient is split into
+BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
 
 
 class Blocks(NamedTuple):
