@@ -103,6 +103,19 @@ def test_biases_that_leave_whole_queries_out(ran):
 
 
 @on_hopper
+def test_a_bias_of_16_bits(ran):
+    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    inputs["pair_bias"] = (3.0 * inputs["pair_bias"]).to(torch.bfloat16)
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 1
+
+
+@on_hopper
+def test_one_head_of_one_row():
+    assert_kernels_accurate(*attention("B1 S1 N17000 K64 H1 D32", torch.bfloat16))
+
+
+@on_hopper
 def test_the_same_bits_every_time(ran):
     inputs, grad = attention("B1 S80 N200 H4 D32", torch.bfloat16)
     first = fused_results(inputs, grad)

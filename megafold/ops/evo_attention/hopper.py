@@ -236,7 +236,10 @@ def backward(
         (programs, blocks_q * TILE, _width(problem)), dtype=torch.float32, device=device
     )
     along_queries = torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
-    torch.mul(bias.mT, LOG2E, out=along_queries)
+    if bias.dtype == torch.float32:
+        torch.mul(bias.mT, LOG2E, out=along_queries)
+    else:  # a product of 16 bits would be rounded to them
+        along_queries.copy_(bias.mT).mul_(LOG2E)
     with on(device):
         _fold_queries(problem, q.dtype, scale, layout(grad))(out, grad, stats, queries, delta)
         _fold_keys(problem, q.dtype, layout(mask))(mask, keys)
@@ -434,7 +437,7 @@ def _of_forward(
         blocks_q,
         problem.heads,
         problem.width,
-        problem.total_rows,
+        problem.total_rows * problem.heads * problem.queries,
         problem.rows_per_bias,
         problem.queries,
         problem.keys,

@@ -57,7 +57,7 @@ def _fetch(
 @gluon.jit
 def _attend(
     p_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty,
-    items, blocks_q, heads, width, rows, queries, keys, scale,
+    items, blocks_q, heads, width, stride_inverse, queries, keys, scale,
     WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
     MIXED_QUERIES: gl.constexpr, MIXED_BIAS: gl.constexpr,
 ):  # fmt: skip
@@ -123,8 +123,7 @@ def _attend(
         shift = gl.where(top == float("-inf"), 0.0, top * LOG2E)
         p = p_stats + (i_row * heads + i_head).to(gl.int64) * queries + i_q + o_m
         gl.store(p, shift, mask=i_q + o_m < queries)
-        p_inverse = p + (rows * heads).to(gl.int64) * queries
-        gl.store(p_inverse, inverse, mask=i_q + o_m < queries)
+        gl.store(p + stride_inverse, inverse, mask=i_q + o_m < queries)
         acc = acc * gl.convert_layout(inverse, ROWS_ACC)[:, None]
         i_out = (i_row.to(gl.int64) * queries * heads + i_head) * width
         o_out = (i_q + o_n)[:, None] * (heads * width) + o_d[None, :]
@@ -140,7 +139,9 @@ def hopper_forward_kernel(
     p_out,  # [B, S, N, H, D], contiguous, written
     p_stats,  # fp32 [2, B S, H, N], written
     items,  # blocks of queries of all heads and rows
-    blocks_q, heads, width, rows, rows_per_bias, queries, keys,
+    blocks_q, heads, width,
+    stride_inverse,  # B S H N: between the two statistics
+    rows_per_bias, queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_mask in one row
     scale,
     STAGES: gl.constexpr,  # tiles of keys that are fetched ahead
@@ -169,8 +170,8 @@ def hopper_forward_kernel(
         [
             (_attend, (
                 p_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty, items,
-                blocks_q, heads, width, rows, queries, keys, scale, WIDTH, STAGES, TILE, KEYS,
-                MIXED_QUERIES, MIXED_BIAS,
+                blocks_q, heads, width, stride_inverse, queries, keys, scale, WIDTH, STAGES, TILE,
+                KEYS, MIXED_QUERIES, MIXED_BIAS,
             )),
             (_fetch, (
                 d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
