@@ -212,10 +212,10 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     )
     rows = problem.total_rows if masked else 1
     keys = torch.empty(rows, problem.keys, folding.COLUMNS, dtype=dtype, device=HERE)
-    fold = hopper._fold_queries(problem, dtype, scale, launch.layout(grad))
+    fold = hopper._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
     found = torch.empty(stats.shape[1:], device=HERE)
     fold(out, grad, stats, queries, found)
-    hopper._fold_keys(problem, dtype, launch.layout(spread))(spread, keys)
+    hopper._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys)
 
     beside = torch.einsum(
         "rhne,rme->rhnm", queries.double(), keys.double().expand(problem.total_rows, -1, -1)
@@ -258,3 +258,17 @@ def test_captured_in_a_graph(ran):
     graph.replay()
     assert torch.equal(results["output"], 2.0 * expected["output"])
     assert ran.call_count == 2
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_mask_is_spread_to_full_tiles(masked):
+    inputs, _ = attention("B2 S3 N5 K70 H1 D32", torch.float16)
+    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
+    mask = launch.spread(inputs["mask"], problem) if masked else None
+    added = torch.full((6 if masked else 1, 128), float("nan"), device=HERE)
+    hopper._spread_mask(problem, HERE, launch.layout(mask))(mask, added)
+    expected = torch.full_like(added, float("-inf"))
+    expected[:, :70] = 0.0
+    if masked:
+        expected[:, :70].masked_fill_(~mask.flatten(0, 1), float("-inf"))
+    assert torch.equal(added, expected)

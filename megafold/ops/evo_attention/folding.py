@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megafold.ops.evo_attention.tiles import LOG2E, at, load_tile
+from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile
 
 COLUMNS = 16  # the fewest that tensor cores multiply
 PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
@@ -127,9 +127,8 @@ def fold_keys_kernel(
     for i in tl.static_range(3):
         b = tl.where(o_c == i, UNIT[i], b)
     if HAS_MASK:
-        p = p_mask + (i_row // rows).to(tl.int64) * stride_mb
-        p += (i_row % rows).to(tl.int64) * stride_ms
-        b_kept = tl.load(p + o_k.to(tl.int64) * stride_mk, mask=m, other=0) != 0
+        p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
+        b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
         b = tl.where((o_c == 3) & (b_kept == 0)[:, None], -LARGE, b)
     p = p_beside + (i_row.to(tl.int64) * keys + o_k)[:, None] * 16 + o_c
     tl.store(p, b.to(p_beside.dtype.element_ty), mask=m[:, None])
@@ -147,10 +146,9 @@ def spread_mask_kernel(
     blocks = tl.cdiv(padded, BLOCK)
     i_row = tl.program_id(0) // blocks
     o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    b_kept = o_k < keys
+    p_row = p_mask
     if HAS_MASK:
-        p = p_mask + (i_row // rows).to(tl.int64) * stride_mb
-        p += (i_row % rows).to(tl.int64) * stride_ms
-        b_kept = tl.load(p + o_k.to(tl.int64) * stride_mk, mask=b_kept, other=0) != 0
+        p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
+    b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
     b = tl.where(b_kept, 0.0, float("-inf"))
     tl.store(p_added + i_row.to(tl.int64) * padded + o_k, b, mask=o_k < padded)

@@ -204,7 +204,7 @@ def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None
     rows = 1 if mask is None else problem.total_rows
     added = torch.empty((rows, padded), dtype=torch.float32, device=q.device)
     with on(q.device):
-        _spread_mask(problem, layout(mask))(mask, added)
+        _spread_mask(problem, q.device, layout(mask))(mask, added)
         boxes = _boxes(_width(problem), q.dtype)
         described = [_described(t, boxes.operand) for t in (q, k, v)]
         described += [_described(added, boxes.mask), _described(bias, boxes.bias)]
@@ -241,13 +241,15 @@ def backward(
     else:  # a product of 16 bits would be rounded to them
         along_queries.copy_(bias.mT).mul_(LOG2E)
     with on(device):
-        _fold_queries(problem, q.dtype, scale, layout(grad))(out, grad, stats, queries, delta)
-        _fold_keys(problem, q.dtype, layout(mask))(mask, keys)
+        _fold_queries(problem, q.dtype, device, scale, layout(grad))(
+            out, grad, stats, queries, delta
+        )
+        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
         boxes = _boxes(_width(problem), q.dtype)
         d_q, d_k, d_v, d_grad = (_described(t, boxes.operand) for t in (q, k, v, grad))
         d_queries = _described(queries, boxes.beside)
         d_bias = _described(along_queries, boxes.bias)
-        _of_all(problem, q.dtype, scale, programs, mask is not None)(
+        _of_all(problem, q.dtype, device, scale, programs, mask is not None)(
             d_q, d_k, d_v, d_grad, d_queries, d_bias, keys, peak, grad_q, grad_k, grad_v, acc
         )
         if not for_bias or not SIZES[_width(problem)].bias_stages:
@@ -259,7 +261,14 @@ def backward(
         sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
         d_keys = _described(keys, boxes.beside)
         _of_bias(
-            problem, q.dtype, scale, strips * groups, per_group, mask is not None, layout(bias)
+            problem,
+            q.dtype,
+            device,
+            scale,
+            strips * groups,
+            per_group,
+            mask is not None,
+            layout(bias),
         )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)
     return peak, sums
 
@@ -374,7 +383,9 @@ def _folding(dtype: torch.dtype) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _fold_queries(problem: Any, dtype: torch.dtype, scale: float, grad: Layout) -> Launcher:
+def _fold_queries(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, grad: Layout
+) -> Launcher:
     block_d = _width(problem)
     constants = {
         **_folding(dtype),
@@ -392,7 +403,9 @@ def _fold_queries(problem: Any, dtype: torch.dtype, scale: float, grad: Layout) 
 
 
 @lru_cache(maxsize=1024)
-def _fold_keys(problem: Any, dtype: torch.dtype, mask: Layout | None) -> Launcher:
+def _fold_keys(
+    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None
+) -> Launcher:
     rows = 1 if mask is None else problem.total_rows
     strides = (0, 0, 0) if mask is None else mask[0]
     constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
@@ -402,7 +415,7 @@ def _fold_keys(problem: Any, dtype: torch.dtype, mask: Layout | None) -> Launche
 
 
 @lru_cache(maxsize=1024)
-def _spread_mask(problem: Any, mask: Layout | None) -> Launcher:
+def _spread_mask(problem: Any, device: torch.device, mask: Layout | None) -> Launcher:
     rows = 1 if mask is None else problem.total_rows
     padded = cdiv(problem.keys, TILE) * TILE
     strides = (0, 0, 0) if mask is None else mask[0]
@@ -451,7 +464,12 @@ def _of_forward(
 
 @lru_cache(maxsize=1024)
 def _of_all(
-    problem: Any, dtype: torch.dtype, scale: float, programs: int, masked: bool
+    problem: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    scale: float,
+    programs: int,
+    masked: bool,
 ) -> Launcher:
     from triton.experimental.gluon import language as gl
 
@@ -492,8 +510,8 @@ def _of_all(
 
 @lru_cache(maxsize=1024)
 def _of_bias(
-    problem: Any, dtype: torch.dtype, scale: float, programs: int, per_group: int, masked: bool,
-    bias: Layout,
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, programs: int,
+    per_group: int, masked: bool, bias: Layout,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
 
