@@ -272,3 +272,16 @@ def test_a_mask_is_spread_to_full_tiles(masked):
     if masked:
         expected[:, :70].masked_fill_(~mask.flatten(0, 1), float("-inf"))
     assert torch.equal(added, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_bias_is_turned_and_scaled_in_full(turned, dtype):
+    inputs, _ = attention("B2 S3 N70 K132 H3 D32", torch.float16)
+    bias = inputs["pair_bias"].to(dtype)
+    if turned:
+        bias = bias.mT.contiguous().mT
+    problem = launch.Problem.of(inputs["q"], inputs["k"], bias)
+    found = torch.full(bias.mT.shape, float("nan"), device=HERE)
+    hopper._turn_bias(problem, HERE, launch.layout(bias))(bias, found)
+    assert torch.equal(found, bias.mT.float() * 1.4426950408889634)

@@ -135,6 +135,28 @@ def fold_keys_kernel(
 
 
 @triton.jit
+def turn_bias_kernel(
+    p_bias,  # [B or 1, H, N, M], any strides
+    p_turned,  # fp32 [B or 1, H, M, N], written: times log2 e
+    stride_bb, stride_bh, stride_bq, stride_bk, heads, queries, keys,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK keys by BLOCK queries of one head's bias, as the kernel for q, k and v reads it."""
+    blocks_q, blocks_k = tl.cdiv(queries, BLOCK), tl.cdiv(keys, BLOCK)
+    o_q = (tl.program_id(0) % blocks_q) * BLOCK + tl.arange(0, BLOCK)
+    rest = tl.program_id(0) // blocks_q
+    o_k = (rest % blocks_k) * BLOCK + tl.arange(0, BLOCK)
+    rest = rest // blocks_k
+    p_bias += (rest // heads).to(tl.int64) * stride_bb + (rest % heads).to(tl.int64) * stride_bh
+    o_bias = o_q[:, None].to(tl.int64) * stride_bq + o_k[None, :].to(tl.int64) * stride_bk
+    m = (o_q < queries)[:, None] & (o_k < keys)[None, :]
+    b = tl.load(p_bias + o_bias, mask=m, other=0.0).to(tl.float32) * LOG2E
+    p_turned += rest.to(tl.int64) * queries * keys
+    o_turned = o_k[:, None].to(tl.int64) * queries + o_q[None, :]
+    tl.store(p_turned + o_turned, tl.trans(b), mask=tl.trans(m))
+
+
+@triton.jit
 def spread_mask_kernel(
     p_mask,  # bool [B, S, M], any strides, or None
     p_added,  # fp32 [B S or 1, padded M], written

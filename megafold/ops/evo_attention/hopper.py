@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from megafold.ops.evo_attention.folding import (
     fold_keys_kernel,
     fold_queries_kernel,
     spread_mask_kernel,
+    turn_bias_kernel,
 )
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
@@ -30,11 +32,12 @@ from megafold.ops.tuning import is_overridden
 
 TILE = 64  # queries and keys of a tile
 L2_OF_AN_H100 = 50 * 2**20
-IN_CACHE = 0.8  # of L2: at 0.76 (N 768) 1.35 times as fast as `backward`, at 0.93 (N 896) 0.97
+IN_CACHE = 0.9  # of L2
+SMALL_BIAS = 0.2  # of L2
+LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
 FEWEST_ROWS = 8  # that share a bias: two copies of it are made, and its gradient is a sum
 WIDTHS = (32, 64)  # of a head, padded
-LOG2E = 1.4426950408889634
 FOLD_BLOCK = 128
 BIAS_GROUPS = 3
 BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
@@ -50,20 +53,34 @@ class Blocks(NamedTuple):
     cost: float  # of a tile, beside the others of this width
 
 
+class Forward(NamedTuple):
+    """What the forward kernel is compiled with."""
+
+    rows: int  # that share tiles of the bias
+    programs: int  # on one multiprocessor
+    stages: int
+    maxnreg: int  # registers of a thread at the start; 0: as many as there are
+    registers: int  # of a thread of the second row on
+
+
 class Sizes(NamedTuple):
     """What kernels are compiled with for a width; measured on an H100."""
 
-    programs: int  # of the forward pass, on one multiprocessor
-    registers: int  # of a thread in it
+    forward: Forward  # of rows that share a bias
+    forward_alone: Forward  # of a row that has its own
     blocks: tuple[Blocks, ...]
     bias_stages: int  # 0: the kernel of `backward` is faster for the bias
 
 
 SIZES = {
-    32: Sizes(3, 80, (Blocks(3, 2, 2, 128, 1.0), Blocks(2, 3, 2, 168, 1.08)), 4),
-    64: Sizes(2, 96, (Blocks(2, 2, 4, 184, 1.0),), 0),
+    32: Sizes(
+        Forward(2, 2, 2, 80, 104),
+        Forward(1, 3, 2, 80, 0),
+        (Blocks(3, 2, 2, 128, 1.0), Blocks(2, 3, 2, 168, 1.08)),
+        4,
+    ),
+    64: Sizes(Forward(2, 1, 3, 0, 152), Forward(1, 2, 2, 96, 0), (Blocks(2, 2, 4, 176, 1.0),), 0),
 }
-FORWARD_STAGES = 2
 _recording = False
 
 
@@ -111,7 +128,7 @@ def _why_never(problem: Any, q: torch.Tensor, kernels: tuple[str, ...]) -> str:
         return "use_config has other kernels in force"
     if q.dtype not in PARTS:
         return f"{str(q.dtype).removeprefix('torch.')} operands"
-    if _width(problem) not in WIDTHS:
+    if _width(problem) not in WIDTHS or problem.width % 8:
         return f"heads of {problem.width} channels"
     return "" if has_gluon() else "this Triton has no Gluon for it"
 
@@ -162,11 +179,26 @@ def why_not_backward(
 
 
 def _in_use(problem: Any, device: torch.device) -> int:
-    """Bytes that programs come back to in every walk over keys: the queries' operands and sums."""
+    """Bytes that programs come back to in every walk over keys.
+
+    They are the queries' operands and sums, and the bias of the heads that run at once.
+    """
     programs = min(problem.total_rows * problem.heads, multiprocessors(device))
     of_query = 4 * _width(problem) + 2 * COLUMNS + 4 * _width(problem)
-    bias = 4 * problem.heads * problem.queries * problem.keys
+    bias = 4 * _at_once(problem, device) * problem.queries * problem.keys
     return programs * problem.queries * of_query + bias
+
+
+def _at_once(problem: Any, device: torch.device) -> int:
+    """Heads that run at once: all, or as many as fill lines of the cache where it is scarce."""
+    bias = 4 * problem.heads * problem.queries * problem.keys
+    return problem.heads if bias <= SMALL_BIAS * _cache(device) else _in_lines(problem)
+
+
+def _in_lines(problem: Any) -> int:
+    """Of how many heads the channels of one row fill whole lines of the cache; or all heads."""
+    heads = LINE // gcd(LINE, 2 * problem.width)
+    return heads if problem.heads % heads == 0 else problem.heads
 
 
 @cache
@@ -209,7 +241,7 @@ def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None
         described = [_described(t, boxes.operand) for t in (q, k, v)]
         described += [_described(added, boxes.mask), _described(bias, boxes.bias)]
         launcher = _of_forward(problem, q.dtype, q.device, scale, mask is not None)
-        launcher(*described, out, stats)
+        launcher(*described, _described(out, boxes.operand), stats)
 
 
 def backward(
@@ -236,21 +268,19 @@ def backward(
         (programs, blocks_q * TILE, _width(problem)), dtype=torch.float32, device=device
     )
     along_queries = torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
-    if bias.dtype == torch.float32:
-        torch.mul(bias.mT, LOG2E, out=along_queries)
-    else:  # a product of 16 bits would be rounded to them
-        along_queries.copy_(bias.mT).mul_(LOG2E)
     with on(device):
+        _turn_bias(problem, device, layout(bias))(bias, along_queries)
         _fold_queries(problem, q.dtype, device, scale, layout(grad))(
             out, grad, stats, queries, delta
         )
         _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
         boxes = _boxes(_width(problem), q.dtype)
         d_q, d_k, d_v, d_grad = (_described(t, boxes.operand) for t in (q, k, v, grad))
-        d_queries = _described(queries, boxes.beside)
+        d_grad_k, d_grad_v = (_described(t, boxes.operand) for t in (grad_k, grad_v))
+        d_queries, d_keys = (_described(t, boxes.beside) for t in (queries, keys))
         d_bias = _described(along_queries, boxes.bias)
         _of_all(problem, q.dtype, device, scale, programs, mask is not None)(
-            d_q, d_k, d_v, d_grad, d_queries, d_bias, keys, peak, grad_q, grad_k, grad_v, acc
+            d_q, d_k, d_v, d_grad, d_queries, d_keys, d_bias, d_grad_k, d_grad_v, peak, grad_q, acc
         )
         if not for_bias or not SIZES[_width(problem)].bias_stages:
             return peak, None
@@ -259,7 +289,6 @@ def backward(
         strips *= problem.heads * problem.biases
         groups, per_group = _row_groups(problem, strips, bias, q)
         sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
-        d_keys = _described(keys, boxes.beside)
         _of_bias(
             problem,
             q.dtype,
@@ -415,6 +444,14 @@ def _fold_keys(
 
 
 @lru_cache(maxsize=1024)
+def _turn_bias(problem: Any, device: torch.device, bias: Layout) -> Launcher:
+    programs = problem.biases * problem.heads
+    programs *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
+    numbers = (*bias[0], problem.heads, problem.queries, problem.keys)
+    return Launcher(turn_bias_kernel, programs, numbers, {"BLOCK": TILE}, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
 def _spread_mask(problem: Any, device: torch.device, mask: Layout | None) -> Launcher:
     rows = 1 if mask is None else problem.total_rows
     padded = cdiv(problem.keys, TILE) * TILE
@@ -434,11 +471,14 @@ def _of_forward(
     from megafold.ops.evo_attention.hopper_forward import hopper_forward_kernel
 
     width = _width(problem)
-    sizes = SIZES[width]
+    sizes = SIZES[width].forward if problem.rows_per_bias > 1 else SIZES[width].forward_alone
+    groups = cdiv(problem.rows_per_bias, sizes.rows)
     blocks_q = cdiv(problem.queries, TILE)
-    items = blocks_q * problem.heads * problem.total_rows
+    items = blocks_q * problem.heads * groups * problem.biases
     constants = {
-        "STAGES": FORWARD_STAGES,
+        "ROWS": sizes.rows,
+        "STAGES": sizes.stages,
+        "REGISTERS": sizes.registers,
         "WIDTH": width,
         "TILE": TILE,
         "KEYS": gl.NVMMASharedLayout(2 * width, 16, rank=2),
@@ -449,16 +489,16 @@ def _of_forward(
         items,
         blocks_q,
         problem.heads,
-        problem.width,
-        problem.total_rows * problem.heads * problem.queries,
+        groups,
         problem.rows_per_bias,
+        problem.total_rows * problem.heads * problem.queries,
         problem.queries,
         problem.keys,
         int(masked),
         scale,
     )
     programs = min(items, sizes.programs * multiprocessors(device))
-    options = {"num_warps": 4, "maxnreg": sizes.registers}
+    options = {"num_warps": 4, **({"maxnreg": sizes.maxnreg} if sizes.maxnreg else {})}
     return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
 
 
@@ -489,18 +529,20 @@ def _of_all(
         "UNIT": tuple(PARTS[dtype][:3]),
         "KEYS": gl.NVMMASharedLayout(2 * width, 16, rank=2),
         "MIXED_KEYS": _tile(TILE, width, 16),
+        "MIXED_COLUMNS": _tile(TILE, COLUMNS, 16),
         "MIXED_BIAS": _tile(TILE, TILE, 32),
         "TILED": gl.NVMMASharedLayout(128, 16, rank=2),
         "MIXED_LOGITS": _tile(TILE, TILE, 16),
     }
     numbers = (
-        problem.keys * COLUMNS if masked else 0,
         problem.total_rows * problem.heads,
+        problem.total_rows,
         problem.heads,
+        _at_once(problem, device),
         problem.width,
         problem.rows_per_bias,
         problem.queries,
-        problem.keys,
+        int(masked),
         cdiv(problem.queries, TILE),
         cdiv(problem.keys, TILE * blocks.groups),
         scale,
@@ -526,6 +568,7 @@ def _of_bias(
     numbers = (
         *bias[0],
         problem.heads,
+        _in_lines(problem),
         problem.biases,
         problem.rows_per_bias,
         per_group,

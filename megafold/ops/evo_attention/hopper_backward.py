@@ -29,33 +29,54 @@ BLOCK = 64  # queries and keys of a tile: the rows of one product
 
 
 @gluon.jit
+def following(i, phase, COUNT: gl.constexpr):
+    """The next of COUNT buffers in turn, and the phase its barriers are in.
+
+    Carried along: of a remainder of the step's number the compiler makes more registers.
+    """
+    last = i == COUNT - 1
+    return gl.where(last, 0, i + 1), gl.where(last, phase ^ 1, phase)
+
+
+@gluon.jit
+def _place(item, rows, at_once):
+    """Row and head of an item: the heads whose channels share lines of the cache run together."""
+    rest = item % (rows * at_once)
+    return rest // at_once, item // (rows * at_once) * at_once + rest % at_once
+
+
+@gluon.jit
 def _fetch(
-    d_q, d_k, d_v, d_grad, d_beside, d_bias,
-    s_q, s_k, s_v, s_grad, s_beside, s_bias, full, empty, full_keys, empty_keys,
-    items, heads, rows_per_bias, blocks_q, walks,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias,
+    s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys,
+    items, rows, heads, at_once, rows_per_bias, masks, blocks_q, walks,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
+    TILE: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches: keys and values of a walk, then the queries' tiles in their order."""
-    step = 0
-    walk = 0
+    s, in_s = 0, 0
+    j, in_j = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head = item // heads, item % heads
+        i_row, i_head = _place(item, rows, at_once)
         i_bias = (i_row // rows_per_bias) * heads + i_head
         for i_walk in range(0, walks):
             i_k = i_walk * (GROUPS * TILE)
-            j = walk % 2
-            mbarrier.wait(empty_keys.index(j), ((walk // 2) & 1) ^ 1)
+            mbarrier.wait(empty_keys.index(j), in_j ^ 1)
             bar_keys = full_keys.index(j)
-            mbarrier.expect(bar_keys, GROUPS * TILE * WIDTH * 4)
+            mbarrier.expect(bar_keys, GROUPS * TILE * (WIDTH * 4 + 32))
             for g in gl.static_range(GROUPS):
                 at_keys = [i_row, i_k + g * TILE, i_head, 0]
-                tma.async_copy_global_to_shared(d_k, at_keys, bar_keys, s_k.index(j * GROUPS + g))
-                tma.async_copy_global_to_shared(d_v, at_keys, bar_keys, s_v.index(j * GROUPS + g))
+                at_columns = [i_row * masks, i_k + g * TILE, 0]
+                i_s = j * GROUPS + g
+                tma.async_copy_global_to_shared(d_k, at_keys, bar_keys, s_k.index(i_s))
+                tma.async_copy_global_to_shared(d_v, at_keys, bar_keys, s_v.index(i_s))
+                tma.async_copy_global_to_shared(
+                    d_beside_k, at_columns, bar_keys, s_beside_k.index(i_s)
+                )
             for i in range(0, blocks_q):
-                s = step % STAGES
                 bar = full.index(s)
                 i_q = i * TILE
-                mbarrier.wait(empty.index(s), ((step // STAGES) & 1) ^ 1)
+                mbarrier.wait(empty.index(s), in_s ^ 1)
                 mbarrier.expect(bar, TILE * WIDTH * 4 + TILE * 32 + GROUPS * TILE * TILE * 4)
                 at = [i_row, i_q, i_head, 0]
                 tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(s))
@@ -67,15 +88,16 @@ def _fetch(
                     at_bias = [i_bias, i_k + g * TILE, i_q]
                     i_s = s * GROUPS + g
                     tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(i_s))
-                step += 1
-            walk += 1
+                s, in_s = following(s, in_s, STAGES)
+            j, in_j = following(j, in_j, 2)
 
 
 @gluon.jit
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
-    items, heads, width, queries, blocks_q, walks, scale,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
+    items, rows, heads, at_once, width, queries, blocks_q, walks, scale,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr,
+    KEYS: gl.constexpr,
 ):  # fmt: skip
     """The group that adds up the gradient of q."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
@@ -83,21 +105,20 @@ def _of_queries(
     o_q = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
     o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
     p_sums += gl.program_id(0).to(gl.int64) * (blocks_q * TILE * WIDTH)
-    step = 0
-    walk = 0
+    j, in_j = 0, 0
+    b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head = item // heads, item % heads
+        i_row, i_head = _place(item, rows, at_once)
         i_out = i_row.to(gl.int64) * queries * heads + i_head
         for i_walk in range(0, walks):
-            mbarrier.wait(full_keys.index(walk % 2), (walk // 2) & 1)
+            mbarrier.wait(full_keys.index(b), in_b)
             for i in range(0, blocks_q):
-                j = step % 2
                 p_sum = p_sums + i * (TILE * WIDTH) + (o_q[:, None] * WIDTH + o_d[None, :])
                 before = gl.load(p_sum, mask=(o_q + i_walk * TILE >= TILE)[:, None], other=0.0)
-                mbarrier.wait(full_logits.index(j), (step // 2) & 1)
+                mbarrier.wait(full_logits.index(j), in_j)
                 acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
                 for g in gl.static_range(GROUPS):
-                    k = s_k.index((walk % 2) * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+                    k = s_k.index(b * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
                     ds = s_logits.index(j * GROUPS + g).permute((1, 0))
                     acc = warpgroup_mma(ds, k, acc, use_acc=g > 0, is_async=True)
                 acc = warpgroup_mma_wait(0, deps=(acc,))
@@ -110,20 +131,22 @@ def _of_queries(
                     gl.store(p + o, (acc * scale).to(dtype), mask=m)
                 else:
                     gl.store(p_sum, acc)
-                step += 1
-            mbarrier.arrive(empty_keys.index(walk % 2))
-            walk += 1
+                j, in_j = following(j, in_j, 2)
+            mbarrier.arrive(empty_keys.index(b))
+            b, in_b = following(b, in_b, 2)
 
 
 @gluon.jit
 def _of_keys(
-    g: gl.constexpr, p_beside_k, p_grad_k, p_grad_v,
-    s_q, s_k, s_v, s_grad, s_beside, s_bias, s_logits,
+    g: gl.constexpr, d_grad_k, d_grad_v,
+    s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
     full, empty, full_keys, empty_keys, full_logits, empty_logits,
-    stride_beside, items, heads, width, keys, blocks_q, walks, scale,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, SLICES: gl.constexpr,
+    items, rows, heads, at_once, blocks_q, walks, scale,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
+    SLICES: gl.constexpr,
     SLICE: gl.constexpr, TILE: gl.constexpr, UNIT: gl.constexpr, KEYS: gl.constexpr,
-    MIXED_KEYS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
+    MIXED_KEYS: gl.constexpr, MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr,
+    MIXED_LOGITS: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps, which has the gradients of 64 keys and values in a walk.
 
@@ -135,13 +158,6 @@ def _of_keys(
     LEFT_ACC: gl.constexpr = gl.DotOperandLayout(0, ACC, k_width=2)
     BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
     dtype: gl.constexpr = s_k.dtype
-    # Threads hold their keys in the order 0, 2, 4, 6, 1, 3, 5, 7 of every eight: so reads of the
-    # bias by half a warp lie in different banks of shared memory.
-    i_n = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
-    i_a = gl.arange(0, TILE, gl.SliceLayout(1, LEFT))
-    o_n = (i_n // 8) * 8 + (i_n % 4) * 2 + (i_n // 4) % 2
-    o_a = (i_a // 8) * 8 + (i_a % 4) * 2 + (i_a // 4) % 2
-    o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
     o_c = gl.arange(0, 16, gl.SliceLayout(0, LEFT))[None, :]
     factor = scale * LOG2E
     none = gl.zeros([TILE, 16], gl.float32, LEFT)
@@ -149,33 +165,22 @@ def _of_keys(
         o_c == 4, UNIT[0], gl.where(o_c == 5, UNIT[1], gl.where(o_c == 6, UNIT[2], none))
     )
     b_c = b_c.to(dtype)
-    o_beside = o_a[:, None] * 16 + o_c
-    first = gl.program_id(0)
-    p_first = p_beside_k + (first // heads).to(gl.int64) * stride_beside + g * TILE * 16
-    b_next = gl.load(p_first + o_beside, mask=(g * TILE + o_a < keys)[:, None], other=0.0)
-    step = 0
-    walk = 0
-    for item in range(first, items, gl.num_programs(0)):
-        i_row, i_head = item // heads, item % heads
+    s, in_s = 0, 0
+    j, in_j = 0, 0
+    b, in_b = 0, 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        i_row, i_head = _place(item, rows, at_once)
         for i_walk in range(0, walks):
-            i_k = i_walk * (GROUPS * TILE) + g * TILE
-            b_ke = b_next  # read a walk ahead; at the end once too often, from the first row
-            more = i_walk < walks - 1
-            n_item = gl.where(more, item, item + gl.num_programs(0))
-            n_row = gl.where(n_item < items, n_item // heads, 0)
-            n_k = gl.where(more, i_k + GROUPS * TILE, g * TILE)
-            p_next = p_beside_k + n_row.to(gl.int64) * stride_beside + n_k * 16
-            b_next = gl.load(p_next + o_beside, mask=(n_k + o_a < keys)[:, None], other=0.0)
-            mbarrier.wait(full_keys.index(walk % 2), (walk // 2) & 1)
-            i_s = (walk % 2) * GROUPS + g
+            mbarrier.wait(full_keys.index(b), in_b)
+            i_s = b * GROUPS + g
             b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
             b_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+            b_ke = s_beside_k.index(i_s)._reinterpret(dtype, [TILE, 16], MIXED_COLUMNS).load(LEFT)
+            tma.store_wait(0)  # of the walk before, from what logits go through next
             dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
             dv = gl.zeros([TILE, WIDTH], gl.float32, ACC)
             for _ in range(0, blocks_q):
-                s = step % STAGES
-                j = step % 2
-                mbarrier.wait(full.index(s), (step // STAGES) & 1)
+                mbarrier.wait(full.index(s), in_s)
                 t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
                 t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
                 t_e = s_beside.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
@@ -202,7 +207,7 @@ def _of_keys(
                     dp = warpgroup_mma_wait(1, deps=(dp,))
                     ds = (p_w * dp).to(dtype)
                     if h == 0:
-                        mbarrier.wait(empty_logits.index(j), ((step // 2) & 1) ^ 1)
+                        mbarrier.wait(empty_logits.index(j), in_j ^ 1)
                     t_ds.slice(h * SLICE, SLICE, 1).store(ds)
                     ds = gl.convert_layout(ds, LEFT_ACC)
                     dk = warpgroup_mma(ds, q, dk, is_async=True)
@@ -211,28 +216,47 @@ def _of_keys(
                         mbarrier.arrive(full_logits.index(j))
                     dv, dk = warpgroup_mma_wait(0, deps=(dv, dk))
                 mbarrier.arrive(empty.index(s))
-                step += 1
-            mbarrier.arrive(empty_keys.index(walk % 2))
-            walk += 1
-            i_out = (i_row.to(gl.int64) * keys * heads + i_head) * width
-            o_out = (i_k + o_n)[:, None] * (heads * width) + o_d[None, :]
-            m = (i_k + o_n < keys)[:, None] & (o_d < width)[None, :]
-            gl.store(p_grad_k + i_out + o_out, (dk * scale).to(dtype), mask=m)
-            gl.store(p_grad_v + i_out + o_out, dv.to(dtype), mask=m)
+                s, in_s = following(s, in_s, STAGES)
+                j, in_j = following(j, in_j, 2)
+            mbarrier.arrive(empty_keys.index(b))
+            b, in_b = following(b, in_b, 2)
+            # Both leave by TMA, from where the logits of the last two steps went through.
+            at = [i_row, (i_walk * GROUPS + g) * TILE, i_head, 0]
+            box: gl.constexpr = d_grad_v.block_shape
+            mbarrier.wait(empty_logits.index(j), in_j ^ 1)
+            t_dv = s_logits.index(j * GROUPS + g)
+            t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
+            i, in_i = following(j, in_j, 2)
+            mbarrier.wait(empty_logits.index(i), in_i ^ 1)
+            t_dk = s_logits.index(i * GROUPS + g)
+            t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(
+                d_grad_v, at, t_dv._reinterpret(dtype, box, d_grad_v.layout)
+            )
+            tma.async_copy_shared_to_global(
+                d_grad_k, at, t_dk._reinterpret(dtype, box, d_grad_k.layout)
+            )
+    tma.store_wait(0)
 
 
 @gluon.jit
 def hopper_backward_kernel(
     d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
     d_beside,  # [B S H, N, 16], beside q
+    d_beside_k,  # [B S or 1, M, 16], beside k
     d_bias,  # fp32 [B or 1 times H, M, N], times log2 e, in boxes of 64 by 64
-    p_beside_k,  # [B S or 1, M, 16], beside k
+    d_grad_k, d_grad_v,  # [B S, M, H, D], contiguous, written
     p_peak,  # fp32: the largest shift
-    p_grad_q, p_grad_k, p_grad_v,  # [B, S, N or M, H, D], contiguous, written
+    p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_sums,  # fp32 [programs, N to full tiles, WIDTH]
-    stride_beside,  # of p_beside_k from row to row; 0 where there is no mask
     items,  # B S H
-    heads, width, rows_per_bias, queries, keys, blocks_q, walks, scale,
+    rows,  # B S
+    heads,
+    at_once,  # heads, a divisor of them, whose channels share lines of the cache
+    width, rows_per_bias, queries,
+    masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
+    blocks_q, walks, scale,
     PEAK: gl.constexpr,
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
@@ -242,7 +266,8 @@ def hopper_backward_kernel(
     SLICE: gl.constexpr,
     TILE: gl.constexpr,
     UNIT: gl.constexpr,  # see `folding.Parts`
-    KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr, MIXED_BIAS: gl.constexpr, TILED: gl.constexpr,
+    KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr, MIXED_COLUMNS: gl.constexpr,
+    MIXED_BIAS: gl.constexpr, TILED: gl.constexpr,
     MIXED_LOGITS: gl.constexpr,  # layouts in shared memory: see `hopper`
 ):  # fmt: skip
     """All three gradients, where the largest shift is at most PEAK; else nothing."""
@@ -252,6 +277,7 @@ def hopper_backward_kernel(
     s_q = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_q.layout)
     s_grad = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_grad.layout)
     s_beside = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 16], d_beside.layout)
+    s_beside_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 16], d_beside_k.layout)
     s_bias = gl.allocate_shared_memory(gl.float32, [STAGES * GROUPS, 1, TILE, TILE], d_bias.layout)
     s_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_k.layout)
     s_v = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_v.layout)
@@ -276,27 +302,28 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, heads, width, queries, blocks_q, walks, scale,
-                    GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q,
+                    walks, scale, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(0), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
-                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
-                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
-                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(0), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
+                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
+                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(1), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
-                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
-                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
-                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(1), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
+                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
+                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
-                    d_q, d_k, d_v, d_grad, d_beside, d_bias, s_q, s_k, s_v, s_grad, s_beside,
-                    s_bias, full, empty, full_keys, empty_keys, items, heads, rows_per_bias,
-                    blocks_q, walks, GROUPS, WIDTH, STAGES, TILE,
+                    d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
+                    heads, at_once, rows_per_bias, masks, blocks_q, walks, GROUPS, WIDTH,
+                    STAGES, TILE,
                 )),
             ],
             [4, 4, 1],
@@ -307,34 +334,35 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, heads, width, queries, blocks_q, walks, scale,
-                    GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q,
+                    walks, scale, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(0), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
-                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
-                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
-                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(0), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
+                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
+                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(1), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
-                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
-                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
-                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(1), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
+                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
+                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(2), p_beside_k, p_grad_k, p_grad_v, s_q, s_k, s_v, s_grad,
-                    s_beside, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, stride_beside, items, heads, width, keys,
-                    blocks_q, walks, scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT,
-                    KEYS, MIXED_KEYS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(2), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
+                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
+                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
-                    d_q, d_k, d_v, d_grad, d_beside, d_bias, s_q, s_k, s_v, s_grad, s_beside,
-                    s_bias, full, empty, full_keys, empty_keys, items, heads, rows_per_bias,
-                    blocks_q, walks, GROUPS, WIDTH, STAGES, TILE,
+                    d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
+                    heads, at_once, rows_per_bias, masks, blocks_q, walks, GROUPS, WIDTH,
+                    STAGES, TILE,
                 )),
             ],
             [4, 4, 4, 1],

@@ -105,7 +105,9 @@ def hopper_bias_kernel(
     p_peak,  # fp32: the largest shift
     p_sums,  # fp32 [groups, B or 1, H, N, M], written
     stride_bb, stride_bh, stride_bq, stride_bk,
-    heads, biases, rows_per_bias, rows_per_group, queries, keys,
+    heads,
+    at_once,  # heads, a divisor of them, whose channels share lines of the cache
+    biases, rows_per_bias, rows_per_group, queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     scale,
     PEAK: gl.constexpr,
@@ -115,12 +117,14 @@ def hopper_bias_kernel(
     UNIT: gl.constexpr,
 ):  # fmt: skip
     """Sums over the rows of one group, where the largest shift is at most PEAK; else nothing."""
-    i_head = gl.program_id(0) % heads
-    rest = gl.program_id(0) // heads
+    i_head = gl.program_id(0) % at_once
+    rest = gl.program_id(0) // at_once
     strips, blocks = gl.cdiv(queries, GROUPS * TILE), gl.cdiv(keys, TILE)
     i_q = (rest % strips) * (GROUPS * TILE)
     i_k = ((rest // strips) % blocks) * TILE
     rest = rest // (strips * blocks)
+    i_head += (rest % (heads // at_once)) * at_once
+    rest = rest // (heads // at_once)
     i_bias = rest % biases
     first = i_bias * rows_per_bias + (rest // biases) * rows_per_group
     last = gl.minimum(first + rows_per_group, (i_bias + 1) * rows_per_bias)

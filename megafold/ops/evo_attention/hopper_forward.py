@@ -1,8 +1,10 @@
 """EvoAttention's forward pass on Hopper's own instructions (Gluon).
 
 As :mod:`~megafold.ops.evo_attention.forward`, one block of 64 queries at a time, but four warps do
-nothing but compute and one nothing but fetch tiles by TMA; three such programs share a
-multiprocessor and take one block after another. The mask is added to logits, as fp32.
+nothing but compute and one nothing but fetch tiles by TMA; programs share a multiprocessor and take
+one block after another. With ``ROWS`` more than one, as many groups of four warps take the same
+queries and head of neighbouring rows, and share the tiles of the bias. The mask is added to logits,
+as fp32.
 """
 
 from __future__ import annotations
@@ -10,125 +12,162 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from megafold.ops.evo_attention.hopper_backward import following
+
 LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
-def _place(item, blocks_q, heads, TILE: gl.constexpr):
-    """First query, head and row of an item."""
-    return (item % blocks_q) * TILE, (item // blocks_q) % heads, item // (blocks_q * heads)
+def _place(
+    item, blocks_q, heads, groups_per_bias, rows_per_bias, TILE: gl.constexpr, ROWS: gl.constexpr
+):
+    """First query, head, bias, first row, and how many rows there are from it on."""
+    i_group = item // (blocks_q * heads)
+    i_bias = i_group // groups_per_bias
+    first = (i_group % groups_per_bias) * ROWS
+    i_row = i_bias * rows_per_bias + first
+    return (
+        (item % blocks_q) * TILE,
+        (item // blocks_q) % heads,
+        i_bias,
+        i_row,
+        rows_per_bias - first,
+    )
 
 
 @gluon.jit
 def _fetch(
     d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty,
-    items, blocks_q, heads, rows_per_bias, keys, masks,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    items, blocks_q, heads, groups_per_bias, rows_per_bias, keys, masks,
+    ROWS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """The warp that fetches."""
-    step = 0
-    turn = 0
+    """The warp that fetches; where rows end before ROWS, some of the next bias or zeros."""
+    s, in_s = 0, 0
+    in_q = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_q, i_head, i_row = _place(item, blocks_q, heads, TILE)
-        i_bias = (i_row // rows_per_bias) * heads + i_head
-        mbarrier.wait(empty_q, (turn & 1) ^ 1)
-        mbarrier.expect(full_q, TILE * WIDTH * 2)
-        tma.async_copy_global_to_shared(d_q, [i_row, i_q, i_head, 0], full_q, s_q)
-        turn += 1  # noqa: SIM113 (a compiled loop)
+        i_q, i_head, i_bias, i_row, _ = _place(
+            item, blocks_q, heads, groups_per_bias, rows_per_bias, TILE, ROWS
+        )
+        mbarrier.wait(empty_q, in_q ^ 1)
+        mbarrier.expect(full_q, ROWS * TILE * WIDTH * 2)
+        for r in gl.static_range(ROWS):
+            at = [i_row + r, i_q, i_head, 0]
+            tma.async_copy_global_to_shared(d_q, at, full_q, s_q.index(r))
+        in_q ^= 1
         for i_k in range(0, keys, TILE):
-            s = step % STAGES
             bar = full.index(s)
-            mbarrier.wait(empty.index(s), ((step // STAGES) & 1) ^ 1)
-            mbarrier.expect(bar, TILE * WIDTH * 4 + TILE * 4 + TILE * TILE * 4)
-            at = [i_row, i_k, i_head, 0]
-            tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(s))
-            tma.async_copy_global_to_shared(d_bias, [i_bias, i_q, i_k], bar, s_bias.index(s))
-            tma.async_copy_global_to_shared(d_mask, [i_row * masks, i_k], bar, s_mask.index(s))
-            tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(s))
-            step += 1
+            mbarrier.wait(empty.index(s), in_s ^ 1)
+            mbarrier.expect(bar, ROWS * (TILE * WIDTH * 4 + TILE * 4) + TILE * TILE * 4)
+            at_bias = [i_bias * heads + i_head, i_q, i_k]
+            for r in gl.static_range(ROWS):
+                at = [i_row + r, i_k, i_head, 0]
+                i_s = s * ROWS + r
+                tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(i_s))
+                if r == 0:
+                    tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(s))
+                at_mask = [(i_row + r) * masks, i_k]
+                tma.async_copy_global_to_shared(d_mask, at_mask, bar, s_mask.index(i_s))
+                tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(i_s))
+            s, in_s = following(s, in_s, STAGES)
 
 
 @gluon.jit
 def _attend(
-    p_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty,
-    items, blocks_q, heads, width, stride_inverse, queries, keys, scale,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
-    MIXED_QUERIES: gl.constexpr, MIXED_BIAS: gl.constexpr,
+    r: gl.constexpr, d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out,
+    full_q, empty_q, full, empty,
+    items, blocks_q, heads, groups_per_bias, rows_per_bias, stride_inverse, queries, keys, scale,
+    ROWS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    KEYS: gl.constexpr, MIXED_QUERIES: gl.constexpr, MIXED_BIAS: gl.constexpr,
 ):  # fmt: skip
-    """The four warps that compute."""
-    LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, TILE, 16])
+    """Four warps that compute, for one of the rows."""
+    HALF: gl.constexpr = TILE // 2
+    LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, HALF, 16])
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, LOGITS, k_width=2)
     LEFT_ACC: gl.constexpr = gl.DotOperandLayout(0, ACC, k_width=2)
-    ROWS: gl.constexpr = gl.SliceLayout(1, LOGITS)
-    ROWS_ACC: gl.constexpr = gl.SliceLayout(1, ACC)
+    ROW: gl.constexpr = gl.SliceLayout(1, LOGITS)
+    ROW_ACC: gl.constexpr = gl.SliceLayout(1, ACC)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     dtype: gl.constexpr = s_k.dtype
     # Threads hold queries in the order 0, 2, 4, 6, 1, 3, 5, 7 of every eight: so reads of the
     # bias by half a warp lie in different banks of shared memory.
-    i_m = gl.arange(0, TILE, ROWS)
-    i_n = gl.arange(0, TILE, ROWS_ACC)
+    i_m = gl.arange(0, TILE, ROW)
     o_m = (i_m // 8) * 8 + (i_m % 4) * 2 + (i_m // 4) % 2
-    o_n = (i_n // 8) * 8 + (i_n % 4) * 2 + (i_n // 4) % 2
-    o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
-    step = 0
-    turn = 0
+    s, in_s = 0, 0
+    in_q = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_q, i_head, i_row = _place(item, blocks_q, heads, TILE)
-        mbarrier.wait(full_q, turn & 1)
-        q = s_q._reinterpret(dtype, [TILE, WIDTH], MIXED_QUERIES).load(LEFT)
+        mbarrier.wait(full_q, in_q)
+        q = s_q.index(r)._reinterpret(dtype, [TILE, WIDTH], MIXED_QUERIES).load(LEFT)
         mbarrier.arrive(empty_q)
-        turn += 1  # noqa: SIM113 (a compiled loop)
+        in_q ^= 1
         acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
-        top = gl.full([TILE], float("-inf"), gl.float32, ROWS)
+        top = gl.full([TILE], float("-inf"), gl.float32, ROW)
         # Sums of every eighth key; threads add theirs up at the end.
         sums = gl.sum(
-            gl.reshape(gl.zeros([TILE, TILE], gl.float32, LOGITS), (TILE, TILE // 8, 8)), 1
+            gl.reshape(gl.zeros([TILE, HALF], gl.float32, LOGITS), (TILE, HALF // 8, 8)), 1
         )
         for _ in range(0, keys, TILE):
-            s = step % STAGES
-            mbarrier.wait(full.index(s), (step // STAGES) & 1)
-            k = s_k.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            v = s_v.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            zero = gl.zeros([TILE, TILE], gl.float32, LOGITS)
-            x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
-            bias = s_bias.index(s)._reinterpret(gl.float32, [TILE, TILE], MIXED_BIAS).load(LOGITS)
-            mask = s_mask.index(s)._reinterpret(gl.float32, [TILE], LINE)
-            mask = mask.load(gl.SliceLayout(0, LOGITS))
-            x = warpgroup_mma_wait(0, deps=(x,))
-            x = x * scale + bias + mask[None, :]
-            highest = gl.maximum(top, gl.max(x, 1))
+            mbarrier.wait(full.index(s), in_s)
+            k = s_k.index(s * ROWS + r)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+            v = s_v.index(s * ROWS + r)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+            t_bias = s_bias.index(s)._reinterpret(gl.float32, [TILE, TILE], MIXED_BIAS)
+            t_mask = s_mask.index(s * ROWS + r)._reinterpret(gl.float32, [TILE], LINE)
+            # The keys in halves, so that fewer numbers are in registers at once.
+            zero = gl.zeros([TILE, HALF], gl.float32, LOGITS)
+            k_0, k_1 = k.slice(0, HALF).permute((1, 0)), k.slice(HALF, HALF).permute((1, 0))
+            x_0 = warpgroup_mma(q, k_0, zero, use_acc=False, is_async=True)
+            x_1 = warpgroup_mma(q, k_1, zero, use_acc=False, is_async=True)
+            mask = t_mask.slice(0, HALF).load(gl.SliceLayout(0, LOGITS))
+            bias = t_bias.slice(0, HALF, 1).load(LOGITS)
+            x_0 = warpgroup_mma_wait(1, deps=(x_0,))
+            x_0 = x_0 * scale + bias + mask[None, :]
+            mask = t_mask.slice(HALF, HALF).load(gl.SliceLayout(0, LOGITS))
+            bias = t_bias.slice(HALF, HALF, 1).load(LOGITS)
+            x_1 = warpgroup_mma_wait(0, deps=(x_1,))
+            x_1 = x_1 * scale + bias + mask[None, :]
+            highest = gl.maximum(top, gl.max(gl.maximum(x_0, x_1), 1))
             shift = gl.where(highest == float("-inf"), 0.0, highest * LOG2E)
-            w = gl.exp2(x * LOG2E - shift[:, None])
             old = gl.exp2(top * LOG2E - shift)
-            acc = acc * gl.convert_layout(old, ROWS_ACC)[:, None]
-            left = gl.convert_layout(w.to(dtype), LEFT_ACC)
-            more = warpgroup_mma(left, v, acc, is_async=True)
-            added = gl.sum(gl.reshape(w, (TILE, TILE // 8, 8)), 1)
+            acc = acc * gl.convert_layout(old, ROW_ACC)[:, None]
+            w_0 = gl.exp2(x_0 * LOG2E - shift[:, None])
+            left = gl.convert_layout(w_0.to(dtype), LEFT_ACC)
+            more = warpgroup_mma(left, v.slice(0, HALF), acc, is_async=True)
+            w_1 = gl.exp2(x_1 * LOG2E - shift[:, None])
+            left = gl.convert_layout(w_1.to(dtype), LEFT_ACC)
+            more = warpgroup_mma(left, v.slice(HALF, HALF), more, is_async=True)
+            added = gl.sum(gl.reshape(w_0 + w_1, (TILE, HALF // 8, 8)), 1)
             SUMS: gl.constexpr = gl.SliceLayout(1, added.type.layout)
             sums = sums * gl.convert_layout(old, SUMS)[:, None] + added
             top = highest
             acc = warpgroup_mma_wait(0, deps=(more,))
             mbarrier.arrive(empty.index(s))
-            step += 1
-        total = gl.convert_layout(gl.sum(sums, 1), ROWS)
+            s, in_s = following(s, in_s, STAGES)
+        total = gl.convert_layout(gl.sum(sums, 1), ROW)
         some = total > 0.0
         inverse = gl.where(some, 1.0 / gl.where(some, total, 1.0), 0.0)
         shift = gl.where(top == float("-inf"), 0.0, top * LOG2E)
-        p = p_stats + (i_row * heads + i_head).to(gl.int64) * queries + i_q + o_m
-        gl.store(p, shift, mask=i_q + o_m < queries)
-        gl.store(p + stride_inverse, inverse, mask=i_q + o_m < queries)
-        acc = acc * gl.convert_layout(inverse, ROWS_ACC)[:, None]
-        i_out = (i_row.to(gl.int64) * queries * heads + i_head) * width
-        o_out = (i_q + o_n)[:, None] * (heads * width) + o_d[None, :]
-        m = (i_q + o_n < queries)[:, None] & (o_d < width)[None, :]
-        gl.store(p_out + i_out + o_out, acc.to(dtype), mask=m)
+        acc = acc * gl.convert_layout(inverse, ROW_ACC)[:, None]
+        tma.store_wait(0)
+        t_out = s_out.index(r)
+        t_out._reinterpret(dtype, [TILE, WIDTH], MIXED_QUERIES).store(acc.to(dtype))
+        fence_async_shared()
+        i_q, i_head, _, i_row, left_over = _place(
+            item, blocks_q, heads, groups_per_bias, rows_per_bias, TILE, ROWS
+        )
+        if r < left_over:
+            i_row += r
+            p = p_stats + (i_row * heads + i_head).to(gl.int64) * queries + i_q + o_m
+            gl.store(p, shift, mask=i_q + o_m < queries)
+            gl.store(p + stride_inverse, inverse, mask=i_q + o_m < queries)
+            tma.async_copy_shared_to_global(d_out, [i_row, i_q, i_head, 0], t_out)
+    tma.store_wait(0)
 
 
 @gluon.jit
@@ -136,15 +175,19 @@ def hopper_forward_kernel(
     d_q, d_k, d_v,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
     d_mask,  # fp32 [B S or 1, M to full tiles]: 0, or -inf where a key is left out
     d_bias,  # fp32 [B or 1 times H, N, M], in boxes of 64 by 64
-    p_out,  # [B, S, N, H, D], contiguous, written
+    d_out,  # [B S, N, H, D], contiguous, written
     p_stats,  # fp32 [2, B S, H, N], written
-    items,  # blocks of queries of all heads and rows
-    blocks_q, heads, width,
+    items,  # blocks of queries of all heads and groups of rows
+    blocks_q, heads,
+    groups_per_bias,  # groups of ROWS rows that share a bias
+    rows_per_bias,
     stride_inverse,  # B S H N: between the two statistics
-    rows_per_bias, queries, keys,
+    queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_mask in one row
     scale,
+    ROWS: gl.constexpr,  # at a time: 1, 2 or 4
     STAGES: gl.constexpr,  # tiles of keys that are fetched ahead
+    REGISTERS: gl.constexpr,  # of a thread of the second row on
     WIDTH: gl.constexpr,  # D to the next power of two
     TILE: gl.constexpr,
     KEYS: gl.constexpr, MIXED_QUERIES: gl.constexpr, MIXED_BIAS: gl.constexpr,
@@ -152,33 +195,97 @@ def hopper_forward_kernel(
     """Output and statistics, as the kernel of ``forward`` leaves them."""
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     dtype: gl.constexpr = d_q.dtype
-    s_q = gl.allocate_shared_memory(dtype, [1, TILE, 1, WIDTH], d_q.layout)
-    s_k = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_k.layout)
-    s_v = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_v.layout)
+    s_q = gl.allocate_shared_memory(dtype, [ROWS, 1, TILE, 1, WIDTH], d_q.layout)
+    s_k = gl.allocate_shared_memory(dtype, [STAGES * ROWS, 1, TILE, 1, WIDTH], d_k.layout)
+    s_v = gl.allocate_shared_memory(dtype, [STAGES * ROWS, 1, TILE, 1, WIDTH], d_v.layout)
     s_bias = gl.allocate_shared_memory(gl.float32, [STAGES, 1, TILE, TILE], d_bias.layout)
-    s_mask = gl.allocate_shared_memory(gl.float32, [STAGES, 1, TILE], d_mask.layout)
+    s_mask = gl.allocate_shared_memory(gl.float32, [STAGES * ROWS, 1, TILE], d_mask.layout)
+    s_out = gl.allocate_shared_memory(dtype, [ROWS, 1, TILE, 1, WIDTH], d_out.layout)
     full_q = gl.allocate_shared_memory(gl.int64, [1], BAR)
     empty_q = gl.allocate_shared_memory(gl.int64, [1], BAR)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     mbarrier.init(full_q, 1)
-    mbarrier.init(empty_q, 1)
+    mbarrier.init(empty_q, ROWS)
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), 1)
-        mbarrier.init(empty.index(i), 1)
-    gl.warp_specialize(
-        [
-            (_attend, (
-                p_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty, items,
-                blocks_q, heads, width, stride_inverse, queries, keys, scale, WIDTH, STAGES, TILE,
-                KEYS, MIXED_QUERIES, MIXED_BIAS,
-            )),
-            (_fetch, (
-                d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
-                full, empty, items, blocks_q, heads, rows_per_bias, keys, masks, WIDTH, STAGES,
-                TILE,
-            )),
-        ],
-        [1],
-        [24],
-    )  # fmt: skip
+        mbarrier.init(empty.index(i), ROWS)
+    # Arguments are written out for each role: a tuple kept under a name loses its constants.
+    if ROWS == 1:
+        gl.warp_specialize(
+            [
+                (_attend, (
+                    gl.constexpr(0), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_fetch, (
+                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
+                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
+                    masks, ROWS, WIDTH, STAGES, TILE,
+                )),
+            ],
+            [1],
+            [24],
+        )  # fmt: skip
+    elif ROWS == 2:
+        gl.warp_specialize(
+            [
+                (_attend, (
+                    gl.constexpr(0), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_attend, (
+                    gl.constexpr(1), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_fetch, (
+                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
+                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
+                    masks, ROWS, WIDTH, STAGES, TILE,
+                )),
+            ],
+            [4, 1],
+            [REGISTERS, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (
+                    gl.constexpr(0), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_attend, (
+                    gl.constexpr(1), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_attend, (
+                    gl.constexpr(2), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_attend, (
+                    gl.constexpr(3), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
+                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
+                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
+                    MIXED_QUERIES, MIXED_BIAS,
+                )),
+                (_fetch, (
+                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
+                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
+                    masks, ROWS, WIDTH, STAGES, TILE,
+                )),
+            ],
+            [4, 4, 4, 1],
+            [REGISTERS, REGISTERS, REGISTERS, 24],
+        )  # fmt: skip

@@ -180,7 +180,7 @@ def launch_grad_kv(
 ) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q).config
-    if config.blocks["KEYS_FIRST"]:
+    if config.blocks["KEYS_FIRST"] and peak is None:  # behind other kernels it is hardly ever read
         bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
     launcher = _by_rows(
