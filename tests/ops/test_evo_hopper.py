@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from megafold.ops.evo_attention import folding, hopper, launch
+from megafold.ops.evo_attention import folding, hopper, hopper_launch, launch
 from megafold.ops.tuning import Config, use_config
 from tests.numerics import DEVICE
 from tests.ops.evo import assert_kernels_accurate, assert_same, attention, fused_results
@@ -23,8 +23,8 @@ ON_HOPPER = [
 @pytest.fixture
 def ran(monkeypatch):
     """How often the gradients of a call were found by these kernels."""
-    found = mock.Mock(side_effect=hopper.backward)
-    monkeypatch.setattr(hopper, "backward", found)
+    found = mock.Mock(side_effect=hopper_launch.backward)
+    monkeypatch.setattr(hopper_launch, "backward", found)
     return found
 
 
@@ -44,12 +44,19 @@ SHAPES = (
     "B3 S24 N64 H4 D64",  # a bias for each of the batch
     "B1 S67 N384 H4 D32",  # two walks over the keys
     "B1 S17 N256 K320 H16 D64",
+    "B1 S13 N1024 K64 H24 D32",  # more of the bias than L2 holds beside the rest: two heads at once
+)
+ALONE = (
+    "B1 S1 N640 H16 D24",  # a bias of its own for each row; keys in ranges
+    "B2 S1 N300 K516 H16 D32",  # two walks over a range, and one
+    "B5 S1 N72 K132 H7 D32",
+    "B40 S1 N70 K72 H4 D32",  # as many rows and heads as there are multiprocessors: no ranges
 )
 
 
 @on_hopper
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + ALONE)
 def test_accurate(shape, dtype, ran):
     assert_kernels_accurate(*attention(shape, dtype))
     assert ran.call_count == 1
@@ -92,9 +99,10 @@ def test_logits_of_any_size(limit, ran):
 
 
 @on_hopper
-def test_biases_that_leave_whole_queries_out(ran):
+@pytest.mark.parametrize("shape", ["B1 S72 N64 H4 D32", "B1 S40 N452 H4 D32", ALONE[0]])
+def test_biases_that_leave_whole_queries_out(shape, ran):
     # A mask as a bias: the shift is far beyond what folded products hold.
-    inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
+    inputs, grad = attention(shape, torch.bfloat16)
     inputs["pair_bias"][:, :, 5] = -1e9
     assert_kernels_accurate(inputs, grad)
     with mock.patch.object(hopper, "why_not_backward", return_value="not now"):
@@ -116,8 +124,19 @@ def test_one_head_of_one_row():
 
 
 @on_hopper
-def test_the_same_bits_every_time(ran):
-    inputs, grad = attention("B1 S80 N200 H4 D32", torch.bfloat16)
+def test_a_row_without_keys_that_has_its_own_bias(ran):
+    inputs, grad = attention(ALONE[1], torch.bfloat16)
+    inputs["mask"][1] = False
+    assert_kernels_accurate(inputs, grad)
+    del inputs["mask"]
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 2
+
+
+@on_hopper
+@pytest.mark.parametrize("shape", ["B1 S80 N200 H4 D32", ALONE[0]])
+def test_the_same_bits_every_time(shape, ran):
+    inputs, grad = attention(shape, torch.bfloat16)
     first = fused_results(inputs, grad)
     for _ in range(20):
         assert_same(fused_results(inputs, grad), first)
@@ -212,10 +231,10 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     )
     rows = problem.total_rows if masked else 1
     keys = torch.empty(rows, problem.keys, folding.COLUMNS, dtype=dtype, device=HERE)
-    fold = hopper._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
+    fold = hopper_launch._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
     found = torch.empty(stats.shape[1:], device=HERE)
     fold(out, grad, stats, queries, found)
-    hopper._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys)
+    hopper_launch._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys)
 
     beside = torch.einsum(
         "rhne,rme->rhnm", queries.double(), keys.double().expand(problem.total_rows, -1, -1)
@@ -266,7 +285,7 @@ def test_a_mask_is_spread_to_full_tiles(masked):
     problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
     mask = launch.spread(inputs["mask"], problem) if masked else None
     added = torch.full((6 if masked else 1, 128), float("nan"), device=HERE)
-    hopper._spread_mask(problem, HERE, launch.layout(mask))(mask, added)
+    hopper_launch._spread_mask(problem, HERE, launch.layout(mask))(mask, added)
     expected = torch.full_like(added, float("-inf"))
     expected[:, :70] = 0.0
     if masked:
@@ -283,5 +302,22 @@ def test_a_bias_is_turned_and_scaled_in_full(turned, dtype):
         bias = bias.mT.contiguous().mT
     problem = launch.Problem.of(inputs["q"], inputs["k"], bias)
     found = torch.full(bias.mT.shape, float("nan"), device=HERE)
-    hopper._turn_bias(problem, HERE, launch.layout(bias))(bias, found)
+    hopper_launch._turn_bias(problem, HERE, launch.layout(bias))(bias, found)
     assert torch.equal(found, bias.mT.float() * 1.4426950408889634)
+
+
+@pytest.mark.parametrize("ranges", [1, 3])
+def test_sums_of_ranges_of_keys_are_added_up_in_their_order(ranges):
+    q = torch.empty(2, 1, 70, 3, 24, dtype=torch.float16, device=HERE)
+    bias = torch.empty(2, 3, 70, 260, device=HERE)
+    problem = launch.Problem.of(q, q.new_empty(2, 1, 260, 3, 24), bias)
+    plan = hopper.plan_of(problem, HERE)._replace(ranges=ranges)
+    sums = torch.randn(ranges, 2, 3, 128, 24, generator=torch.Generator().manual_seed(1)).to(HERE)
+    with mock.patch.object(hopper_launch, "plan_of", return_value=plan):
+        hopper_launch._add_ranges.cache_clear()
+        hopper_launch._add_ranges(problem, q.dtype, HERE, 0.3)(sums, q)
+    total = sums[0].clone()
+    for i in range(1, ranges):
+        total += sums[i]
+    expected = (total[:, :, :70] * 0.3).half().transpose(1, 2).unsqueeze(1)
+    assert torch.equal(q, expected)

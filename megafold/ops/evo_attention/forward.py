@@ -24,6 +24,7 @@ from megafold.ops.evo_attention.tiles import (
     load_tile,
     logits,
     long,
+    rescaling,
     row,
     shift_of,
     store_tile,
@@ -134,7 +135,7 @@ def forward_kernel(
             b_new = tl.maximum(b_max[r], tl.max(b_x, 1))
             b_shift = shift_of(b_new, EXACT)
             b_p = weights(b_x, b_shift[:, None], EXACT)
-            b_old = weights(b_max[r], b_shift, EXACT)
+            b_old = rescaling(b_max[r], b_new, EXACT)
             b_a = b_acc[r] * b_old[:, None]
             n_acc = n_acc + (add_dot(b_p.to(b_v.dtype), b_v, b_a, PRECISION),)
             n_sum = n_sum + (b_sum[r] * b_old + tl.sum(b_p, 1),)

@@ -1,4 +1,4 @@
-"""EvoAttention on Hopper GPUs: when kernels of its own run, and their launches.
+"""EvoAttention on Hopper GPUs: when kernels of its own run, and with what sizes.
 
 They are written in Gluon, Triton's language of layouts and warps with roles, which compiles for
 this chip alone. What they do not take, those of ``forward`` and ``backward`` do; those of
@@ -9,24 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.evo_attention.folding import (
-    COLUMNS,
-    PARTS,
-    PEAK,
-    fold_keys_kernel,
-    fold_queries_kernel,
-    spread_mask_kernel,
-    turn_bias_kernel,
-)
-from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.evo_attention.folding import COLUMNS, PARTS
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import is_overridden
 
@@ -38,9 +27,7 @@ LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
 FEWEST_ROWS = 8  # that share a bias: two copies of it are made, and its gradient is a sum
 WIDTHS = (32, 64)  # of a head, padded
-FOLD_BLOCK = 128
-BIAS_GROUPS = 3
-BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
+ALONE_WIDTH = 32  # of a head whose row has a bias of its own: wider, those of `backward` are faster
 
 
 class Blocks(NamedTuple):
@@ -128,7 +115,7 @@ def _why_never(problem: Any, q: torch.Tensor, kernels: tuple[str, ...]) -> str:
         return "use_config has other kernels in force"
     if q.dtype not in PARTS:
         return f"{str(q.dtype).removeprefix('torch.')} operands"
-    if _width(problem) not in WIDTHS or problem.width % 8:
+    if width_of(problem) not in WIDTHS or problem.width % 8:
         return f"heads of {problem.width} channels"
     return "" if has_gluon() else "this Triton has no Gluon for it"
 
@@ -165,15 +152,21 @@ def why_not_backward(
     never = _why_never(problem, q, kernels)
     if never:
         return never
-    if pair_bias is None or problem.rows_per_bias < FEWEST_ROWS:
+    if pair_bias is None or 1 < problem.rows_per_bias < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows share a bias"
-    if problem.queries % 4:
-        return "a number of queries that is no multiple of 4"
-    if problem.total_rows * problem.heads < FEWEST_ITEMS * multiprocessors(q.device):
+    alone = problem.rows_per_bias == 1
+    if alone and (width_of(problem) != ALONE_WIDTH or pair_bias.dtype != torch.float32):
+        return f"a bias of its own for each row, in 16 bits or of heads wider than {ALONE_WIDTH}"
+    if (problem.keys if alone else problem.queries) % 4:
+        return f"a number of {'keys' if alone else 'queries'} that is no multiple of 4"
+    items = problem.total_rows * problem.heads
+    if alone:  # its keys are split; half the multiprocessors are enough
+        items *= 2 * FEWEST_ITEMS * cdiv(problem.keys, 2 * TILE)
+    if items < FEWEST_ITEMS * multiprocessors(q.device):
         return "too few rows and heads to fill the GPU"
     if not scale > 0.0:
         return "a scale that is not positive"
-    if _in_use(problem, q.device) > IN_CACHE * _cache(q.device):
+    if not alone and _in_use(problem, q.device) > IN_CACHE * _cache(q.device):
         return "more is in use at a time than the L2 cache holds"
     return ""
 
@@ -184,18 +177,20 @@ def _in_use(problem: Any, device: torch.device) -> int:
     They are the queries' operands and sums, and the bias of the heads that run at once.
     """
     programs = min(problem.total_rows * problem.heads, multiprocessors(device))
-    of_query = 4 * _width(problem) + 2 * COLUMNS + 4 * _width(problem)
-    bias = 4 * _at_once(problem, device) * problem.queries * problem.keys
+    of_query = 4 * width_of(problem) + 2 * COLUMNS + 4 * width_of(problem)
+    bias = 4 * at_once(problem, device) * problem.queries * problem.keys
     return programs * problem.queries * of_query + bias
 
 
-def _at_once(problem: Any, device: torch.device) -> int:
+def at_once(problem: Any, device: torch.device) -> int:
     """Heads that run at once: all, or as many as fill lines of the cache where it is scarce."""
     bias = 4 * problem.heads * problem.queries * problem.keys
-    return problem.heads if bias <= SMALL_BIAS * _cache(device) else _in_lines(problem)
+    if problem.rows_per_bias == 1 or bias <= SMALL_BIAS * _cache(device):
+        return problem.heads
+    return in_lines(problem)
 
 
-def _in_lines(problem: Any) -> int:
+def in_lines(problem: Any) -> int:
     """Of how many heads the channels of one row fill whole lines of the cache; or all heads."""
     heads = LINE // gcd(LINE, 2 * problem.width)
     return heads if problem.heads % heads == 0 else problem.heads
@@ -230,352 +225,37 @@ def _lies_well(shape: torch.Size, strides: tuple[int, ...], bytes_each: int) -> 
     return all(s > 0 and s * bytes_each % 16 == 0 for s in steps)
 
 
-def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
-    """Fill ``out`` and ``stats``; arguments as those of the launches of ``forward``."""
-    padded = cdiv(problem.keys, TILE) * TILE
-    rows = 1 if mask is None else problem.total_rows
-    added = torch.empty((rows, padded), dtype=torch.float32, device=q.device)
-    with on(q.device):
-        _spread_mask(problem, q.device, layout(mask))(mask, added)
-        boxes = _boxes(_width(problem), q.dtype)
-        described = [_described(t, boxes.operand) for t in (q, k, v)]
-        described += [_described(added, boxes.mask), _described(bias, boxes.bias)]
-        launcher = _of_forward(problem, q.dtype, q.device, scale, mask is not None)
-        launcher(*described, _described(out, boxes.operand), stats)
+class Plan(NamedTuple):
+    """How the kernel for q, k and v goes about a problem."""
+
+    blocks: Blocks
+    alone: bool  # each row has a bias of its own
+    walks: int  # over all keys
+    walks_each: int  # of an item
+    ranges: int  # of keys, each an item
+    items: int
+    programs: int
 
 
-def backward(
-    problem: Any, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-    scale: float, for_bias: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """Fill delta, the gradients of q, k and v, and sums that make up that of the bias.
+@lru_cache(maxsize=4096)
+def plan_of(problem: Any, device: torch.device) -> Plan:
+    """What takes the least time, from the tiles that the busiest program has."""
+    alone = problem.rows_per_bias == 1
+    most, heads = multiprocessors(device), problem.total_rows * problem.heads
 
-    Returns:
-        The largest shift, fp32 ``[]``: where it exceeds PEAK nothing but delta was filled. The
-        sums, fp32 ``[groups, *bias.shape]``, unless the kernel of ``backward`` is faster.
-    """
-    device, rows = q.device, problem.total_rows
-    peak = torch.linalg.vector_norm(stats[0], float("inf"))
-    queries = torch.empty(
-        (rows * problem.heads, problem.queries, COLUMNS), dtype=q.dtype, device=device
-    )
-    keys = torch.empty(
-        (1 if mask is None else rows, problem.keys, COLUMNS), dtype=q.dtype, device=device
-    )
-    programs = min(rows * problem.heads, multiprocessors(device))
-    blocks_q = cdiv(problem.queries, TILE)
-    acc = torch.empty(
-        (programs, blocks_q * TILE, _width(problem)), dtype=torch.float32, device=device
-    )
-    along_queries = torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
-    with on(device):
-        _turn_bias(problem, device, layout(bias))(bias, along_queries)
-        _fold_queries(problem, q.dtype, device, scale, layout(grad))(
-            out, grad, stats, queries, delta
-        )
-        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
-        boxes = _boxes(_width(problem), q.dtype)
-        d_q, d_k, d_v, d_grad = (_described(t, boxes.operand) for t in (q, k, v, grad))
-        d_grad_k, d_grad_v = (_described(t, boxes.operand) for t in (grad_k, grad_v))
-        d_queries, d_keys = (_described(t, boxes.beside) for t in (queries, keys))
-        d_bias = _described(along_queries, boxes.bias)
-        _of_all(problem, q.dtype, device, scale, programs, mask is not None)(
-            d_q, d_k, d_v, d_grad, d_queries, d_keys, d_bias, d_grad_k, d_grad_v, peak, grad_q, acc
-        )
-        if not for_bias or not SIZES[_width(problem)].bias_stages:
-            return peak, None
-        del acc, along_queries
-        strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
-        strips *= problem.heads * problem.biases
-        groups, per_group = _row_groups(problem, strips, bias, q)
-        sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
-        _of_bias(
-            problem,
-            q.dtype,
-            device,
-            scale,
-            strips * groups,
-            per_group,
-            mask is not None,
-            layout(bias),
-        )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)
-    return peak, sums
+    def of(blocks: Blocks) -> Plan:
+        walks = cdiv(problem.keys, TILE * blocks.groups)
+        each = cdiv(walks, max(1, most // heads)) if alone else walks
+        ranges = cdiv(walks, each)
+        items = ranges * heads
+        return Plan(blocks, alone, walks, each, ranges, items, min(items, most))
+
+    def cost(plan: Plan) -> float:
+        turns = cdiv(plan.items, plan.programs) * plan.walks_each
+        return turns * plan.blocks.groups * plan.blocks.cost
+
+    return min(map(of, SIZES[width_of(problem)].blocks), key=cost)
 
 
-def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) -> tuple[int, int]:
-    """Into how many groups the rows are split, and rows in each.
-
-    Enough for every multiprocessor, while the sums of all groups take no more than half the memory
-    of q; two at least, as one program has a multiprocessor to itself.
-    """
-    wanted = cdiv(BIAS_WAVES * multiprocessors(q.device), strips)
-    allowed = max(2, q.numel() * q.element_size() // (8 * bias.numel()))
-    per_group = cdiv(problem.rows_per_bias, min(wanted, allowed, problem.rows_per_bias))
-    return cdiv(problem.rows_per_bias, per_group), per_group
-
-
-def _blocks(problem: Any) -> Blocks:
-    """What leaves the least of the last walk over the keys undone."""
-    return min(
-        SIZES[_width(problem)].blocks,
-        key=lambda b: b.cost * b.groups * cdiv(problem.keys, TILE * b.groups),
-    )
-
-
-def _width(problem: Any) -> int:
+def width_of(problem: Any) -> int:
     return power_of_two(problem.width)
-
-
-@dataclass(frozen=True, eq=False)  # one of each kind: compared by identity
-class _Box:
-    """What TMA fetches at once, and how it then lies in shared memory."""
-
-    shape: tuple[int, ...]
-    layout: Any
-
-
-class _Boxes(NamedTuple):
-    operand: _Box  # of q, k, v: 64 queries or keys of one head of one row
-    beside: _Box  # the columns beside them
-    bias: _Box
-    mask: _Box
-
-
-@cache
-def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
-    from triton.experimental.gluon import language as gl
-
-    element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
-    boxes = (
-        ([1, TILE, 1, width], element),
-        ([1, TILE, COLUMNS], element),
-        ([1, TILE, TILE], gl.float32),
-        ([1, TILE], gl.float32),
-    )
-    of = gl.NVMMASharedLayout.get_default_for
-    return _Boxes(*(_Box(tuple(shape), of(shape, kind)) for shape, kind in boxes))
-
-
-# What describes tensors that lie alike, without a tensor: to describe one anew takes ten times as
-# long, which a call does a dozen times.
-_described_before: dict[tuple[Any, ...], Any] = {}
-
-
-def _described(tensor: torch.Tensor, box: _Box) -> Any:
-    """A tensor as TMA reads it; those of more dimensions than the box with the first two joined."""
-    key = (tensor.shape, tensor.stride(), tensor.dtype, box)
-    alike = _described_before.get(key)
-    if alike is None:
-        alike = _described_before[key] = _describe(tensor, box)
-        alike.base = None
-    described = copy(alike)
-    described.base = tensor
-    return described
-
-
-def _describe(tensor: torch.Tensor, box: _Box) -> Any:
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    shape, strides = list(tensor.shape), list(tensor.stride())
-    if tensor.dim() > len(box.shape):
-        outer = strides[1] if shape[1] > 1 else strides[0]
-        shape, strides = [shape[0] * shape[1], *shape[2:]], [outer, *strides[2:]]
-    aligned = 16 // tensor.element_size()
-    strides = [s if n > 1 else aligned for n, s in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, shape, [*strides, 1], list(box.shape), box.layout)
-
-
-def _tile(rows: int, columns: int, bits: int) -> Any:
-    """A tile as TMA leaves it in shared memory, its rows in the order that threads hold keys in.
-
-    Of every eight rows, 0, 2, 4, 6, 1, 3, 5, 7 come to be the first, second and so on. Sixteen
-    bytes are swizzled by their row as in ``NVMMASharedLayout``.
-    """
-    from triton.experimental.gluon import language as gl
-
-    columns_in_block = min(columns, 1024 // bits)  # of 128 bytes
-    chunk = 128 // bits
-    bases = [[0, 1 << i] for i in range(columns_in_block.bit_length() - 1)]
-    rows_in_128 = 1024 // bits // columns_in_block
-    phases = columns_in_block // chunk
-    for i in range(rows.bit_length() - 1):
-        row = {1: 4, 2: 1, 4: 2}.get(1 << i, 1 << i)
-        phase = (1 << i) // rows_in_128 % phases
-        bases.append([row, phase * chunk])
-    wide = range(columns_in_block.bit_length() - 1, columns.bit_length() - 1)
-    return gl.SharedLinearLayout([*bases, *([0, 1 << i] for i in wide)])
-
-
-def _folding(dtype: torch.dtype) -> dict[str, Any]:
-    parts = PARTS[dtype]
-    return {"UNIT": tuple(parts[:3]), "LARGE": parts.large}
-
-
-@lru_cache(maxsize=1024)
-def _fold_queries(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, grad: Layout
-) -> Launcher:
-    block_d = _width(problem)
-    constants = {
-        **_folding(dtype),
-        "EVEN_Q": problem.queries % FOLD_BLOCK == 0,
-        "EVEN_D": problem.width == block_d,
-        "BLOCK_Q": FOLD_BLOCK,
-        "BLOCK_D": block_d,
-    }
-    programs = problem.total_rows * problem.heads * cdiv(problem.queries, FOLD_BLOCK)
-    statistics = problem.total_rows * problem.heads * problem.queries
-    sizes = (problem.rows, statistics, problem.queries, problem.heads, problem.width)
-    return Launcher(
-        fold_queries_kernel, programs, (*grad[0], scale, *sizes), constants, {"num_warps": 4}
-    )
-
-
-@lru_cache(maxsize=1024)
-def _fold_keys(
-    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None
-) -> Launcher:
-    rows = 1 if mask is None else problem.total_rows
-    strides = (0, 0, 0) if mask is None else mask[0]
-    constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
-    programs = rows * cdiv(problem.keys, FOLD_BLOCK)
-    numbers = (*strides, problem.rows, problem.keys)
-    return Launcher(fold_keys_kernel, programs, numbers, constants, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
-def _turn_bias(problem: Any, device: torch.device, bias: Layout) -> Launcher:
-    programs = problem.biases * problem.heads
-    programs *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
-    numbers = (*bias[0], problem.heads, problem.queries, problem.keys)
-    return Launcher(turn_bias_kernel, programs, numbers, {"BLOCK": TILE}, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
-def _spread_mask(problem: Any, device: torch.device, mask: Layout | None) -> Launcher:
-    rows = 1 if mask is None else problem.total_rows
-    padded = cdiv(problem.keys, TILE) * TILE
-    strides = (0, 0, 0) if mask is None else mask[0]
-    constants = {"HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
-    numbers = (*strides, problem.rows, problem.keys, padded)
-    programs = rows * cdiv(padded, FOLD_BLOCK)
-    return Launcher(spread_mask_kernel, programs, numbers, constants, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
-def _of_forward(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool
-) -> Launcher:
-    from triton.experimental.gluon import language as gl
-
-    from megafold.ops.evo_attention.hopper_forward import hopper_forward_kernel
-
-    width = _width(problem)
-    sizes = SIZES[width].forward if problem.rows_per_bias > 1 else SIZES[width].forward_alone
-    groups = cdiv(problem.rows_per_bias, sizes.rows)
-    blocks_q = cdiv(problem.queries, TILE)
-    items = blocks_q * problem.heads * groups * problem.biases
-    constants = {
-        "ROWS": sizes.rows,
-        "STAGES": sizes.stages,
-        "REGISTERS": sizes.registers,
-        "WIDTH": width,
-        "TILE": TILE,
-        "KEYS": gl.NVMMASharedLayout(2 * width, 16, rank=2),
-        "MIXED_QUERIES": _tile(TILE, width, 16),
-        "MIXED_BIAS": _tile(TILE, TILE, 32),
-    }
-    numbers = (
-        items,
-        blocks_q,
-        problem.heads,
-        groups,
-        problem.rows_per_bias,
-        problem.total_rows * problem.heads * problem.queries,
-        problem.queries,
-        problem.keys,
-        int(masked),
-        scale,
-    )
-    programs = min(items, sizes.programs * multiprocessors(device))
-    options = {"num_warps": 4, **({"maxnreg": sizes.maxnreg} if sizes.maxnreg else {})}
-    return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
-
-
-@lru_cache(maxsize=1024)
-def _of_all(
-    problem: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-    scale: float,
-    programs: int,
-    masked: bool,
-) -> Launcher:
-    from triton.experimental.gluon import language as gl
-
-    from megafold.ops.evo_attention.hopper_backward import hopper_backward_kernel
-
-    width = _width(problem)
-    blocks = _blocks(problem)
-    constants = {
-        "PEAK": PEAK,
-        "GROUPS": blocks.groups,
-        "STAGES": blocks.stages,
-        "SLICES": blocks.slices,
-        "REGISTERS": blocks.registers,
-        "WIDTH": width,
-        "SLICE": TILE // blocks.slices,
-        "TILE": TILE,
-        "UNIT": tuple(PARTS[dtype][:3]),
-        "KEYS": gl.NVMMASharedLayout(2 * width, 16, rank=2),
-        "MIXED_KEYS": _tile(TILE, width, 16),
-        "MIXED_COLUMNS": _tile(TILE, COLUMNS, 16),
-        "MIXED_BIAS": _tile(TILE, TILE, 32),
-        "TILED": gl.NVMMASharedLayout(128, 16, rank=2),
-        "MIXED_LOGITS": _tile(TILE, TILE, 16),
-    }
-    numbers = (
-        problem.total_rows * problem.heads,
-        problem.total_rows,
-        problem.heads,
-        _at_once(problem, device),
-        problem.width,
-        problem.rows_per_bias,
-        problem.queries,
-        int(masked),
-        cdiv(problem.queries, TILE),
-        cdiv(problem.keys, TILE * blocks.groups),
-        scale,
-    )
-    return Launcher(hopper_backward_kernel, programs, numbers, constants, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
-def _of_bias(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, programs: int,
-    per_group: int, masked: bool, bias: Layout,
-) -> Launcher:  # fmt: skip
-    from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
-
-    width = _width(problem)
-    constants = {
-        "PEAK": PEAK,
-        "STAGES": SIZES[width].bias_stages,
-        "WIDTH": width,
-        "TILE": TILE,
-        "UNIT": tuple(PARTS[dtype][:3]),
-    }
-    numbers = (
-        *bias[0],
-        problem.heads,
-        _in_lines(problem),
-        problem.biases,
-        problem.rows_per_bias,
-        per_group,
-        problem.queries,
-        problem.keys,
-        int(masked),
-        scale,
-    )
-    options = {"num_warps": 4, "maxnreg": 128}
-    return Launcher(hopper_bias_kernel, programs, numbers, constants, options)

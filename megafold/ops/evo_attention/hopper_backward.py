@@ -39,27 +39,38 @@ def following(i, phase, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _place(item, rows, at_once):
-    """Row and head of an item: the heads whose channels share lines of the cache run together."""
+def _place(item, rows, heads, at_once, walks, walks_each, SPLIT: gl.constexpr):
+    """Row and head of an item, and its walks from and to.
+
+    The heads whose channels share lines of the cache run together. Where rows and heads are few,
+    an item is a range of keys of one, so a few walks.
+    """
+    walk = 0
+    last = walks
+    if SPLIT:
+        walk = item // (rows * heads) * walks_each
+        last = gl.minimum(walk + walks_each, walks)
+        item = item % (rows * heads)
     rest = item % (rows * at_once)
-    return rest // at_once, item // (rows * at_once) * at_once + rest % at_once
+    i_head = item // (rows * at_once) * at_once + rest % at_once
+    return rest // at_once, i_head, walk, last
 
 
 @gluon.jit
 def _fetch(
     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys,
-    items, rows, heads, at_once, rows_per_bias, masks, blocks_q, walks,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
-    TILE: gl.constexpr,
+    items, rows, heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each,
+    ALONE: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches: keys and values of a walk, then the queries' tiles in their order."""
     s, in_s = 0, 0
     j, in_j = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head = _place(item, rows, at_once)
+        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
         i_bias = (i_row // rows_per_bias) * heads + i_head
-        for i_walk in range(0, walks):
+        for i_walk in range(walk, last):
             i_k = i_walk * (GROUPS * TILE)
             mbarrier.wait(empty_keys.index(j), in_j ^ 1)
             bar_keys = full_keys.index(j)
@@ -85,8 +96,11 @@ def _fetch(
                     d_beside, [i_row * heads + i_head, i_q, 0], bar, s_beside.index(s)
                 )
                 for g in gl.static_range(GROUPS):
-                    at_bias = [i_bias, i_k + g * TILE, i_q]
                     i_s = s * GROUPS + g
+                    if ALONE:
+                        at_bias = [i_bias, i_q, i_k + g * TILE]
+                    else:
+                        at_bias = [i_bias, i_k + g * TILE, i_q]
                     tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(i_s))
                 s, in_s = following(s, in_s, STAGES)
             j, in_j = following(j, in_j, 2)
@@ -95,8 +109,8 @@ def _fetch(
 @gluon.jit
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
-    items, rows, heads, at_once, width, queries, blocks_q, walks, scale,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr,
+    items, rows, heads, at_once, width, queries, blocks_q, walks, walks_each, scale,
+    SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr,
     KEYS: gl.constexpr,
 ):  # fmt: skip
     """The group that adds up the gradient of q."""
@@ -104,17 +118,27 @@ def _of_queries(
     dtype: gl.constexpr = s_k.dtype
     o_q = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
     o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
-    p_sums += gl.program_id(0).to(gl.int64) * (blocks_q * TILE * WIDTH)
+    o_sum = o_q[:, None] * WIDTH + o_d[None, :]
+    m_sum = (o_q >= 0)[:, None] & (o_d < WIDTH)[None, :]
+    tile = TILE * WIDTH
+    p_item = p_sums + gl.program_id(0).to(gl.int64) * (blocks_q * tile)
+    if SPLIT:  # sums of all items are kept, so without what fills up the width
+        o_sum = o_q[:, None] * width + o_d[None, :]
+        m_sum = (o_q >= 0)[:, None] & (o_d < width)[None, :]
+        tile = TILE * width
     j, in_j = 0, 0
     b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head = _place(item, rows, at_once)
+        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
         i_out = i_row.to(gl.int64) * queries * heads + i_head
-        for i_walk in range(0, walks):
+        if SPLIT:
+            p_item = p_sums + item.to(gl.int64) * (blocks_q * tile)
+        for i_walk in range(walk, last):
             mbarrier.wait(full_keys.index(b), in_b)
             for i in range(0, blocks_q):
-                p_sum = p_sums + i * (TILE * WIDTH) + (o_q[:, None] * WIDTH + o_d[None, :])
-                before = gl.load(p_sum, mask=(o_q + i_walk * TILE >= TILE)[:, None], other=0.0)
+                p_sum = p_item + i * tile + o_sum
+                again = m_sum & (o_q + (i_walk - walk) * TILE >= TILE)[:, None]
+                before = gl.load(p_sum, mask=again, other=0.0)
                 mbarrier.wait(full_logits.index(j), in_j)
                 acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
                 for g in gl.static_range(GROUPS):
@@ -124,7 +148,9 @@ def _of_queries(
                 acc = warpgroup_mma_wait(0, deps=(acc,))
                 mbarrier.arrive(empty_logits.index(j))
                 acc = acc + before
-                if i_walk == walks - 1:
+                if SPLIT:
+                    gl.store(p_sum, acc, mask=m_sum)
+                elif i_walk == walks - 1:
                     m = (i * TILE + o_q < queries)[:, None] & (o_d < width)[None, :]
                     p = p_grad_q + (i_out + i.to(gl.int64) * TILE * heads) * width
                     o = o_q[:, None] * (heads * width) + o_d[None, :]
@@ -138,15 +164,14 @@ def _of_queries(
 
 @gluon.jit
 def _of_keys(
-    g: gl.constexpr, d_grad_k, d_grad_v,
+    g: gl.constexpr, d_grad_k, d_grad_v, p_grad_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
     full, empty, full_keys, empty_keys, full_logits, empty_logits,
-    items, rows, heads, at_once, blocks_q, walks, scale,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
-    SLICES: gl.constexpr,
-    SLICE: gl.constexpr, TILE: gl.constexpr, UNIT: gl.constexpr, KEYS: gl.constexpr,
-    MIXED_KEYS: gl.constexpr, MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr,
-    MIXED_LOGITS: gl.constexpr,
+    items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
+    ALONE: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
+    UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
+    MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps, which has the gradients of 64 keys and values in a walk.
 
@@ -159,6 +184,8 @@ def _of_keys(
     BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
     dtype: gl.constexpr = s_k.dtype
     o_c = gl.arange(0, 16, gl.SliceLayout(0, LEFT))[None, :]
+    o_n = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
+    o_m = gl.arange(0, SLICE, gl.SliceLayout(0, LOGITS))
     factor = scale * LOG2E
     none = gl.zeros([TILE, 16], gl.float32, LEFT)
     b_c = gl.where(
@@ -169,8 +196,8 @@ def _of_keys(
     j, in_j = 0, 0
     b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head = _place(item, rows, at_once)
-        for i_walk in range(0, walks):
+        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
+        for i_walk in range(walk, last):
             mbarrier.wait(full_keys.index(b), in_b)
             i_s = b * GROUPS + g
             b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
@@ -179,7 +206,7 @@ def _of_keys(
             tma.store_wait(0)  # of the walk before, from what logits go through next
             dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
             dv = gl.zeros([TILE, WIDTH], gl.float32, ACC)
-            for _ in range(0, blocks_q):
+            for i in range(0, blocks_q):
                 mbarrier.wait(full.index(s), in_s)
                 t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
                 t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
@@ -199,13 +226,24 @@ def _of_keys(
                     x = warpgroup_mma(b_ke, e, x, is_async=True)
                     dp = warpgroup_mma(b_v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
                     dp = warpgroup_mma(b_c, e, dp, is_async=True)
-                    bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
+                    if ALONE:
+                        bias = t_bias.permute((1, 0)).slice(h * SLICE, SLICE, 1).load(LOGITS)
+                        bias = bias * LOG2E
+                    else:
+                        bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
                     x = warpgroup_mma_wait(2, deps=(x,))
                     p_w = gl.exp2(x * factor + bias)
                     w = gl.convert_layout(p_w.to(dtype), LEFT_ACC)
                     dv = warpgroup_mma(w, do, dv, is_async=True)
                     dp = warpgroup_mma_wait(1, deps=(dp,))
-                    ds = (p_w * dp).to(dtype)
+                    ds = p_w * dp
+                    if ALONE:  # the gradient of the logits is that of the bias
+                        i_bias = (i_row * heads + i_head).to(gl.int64) * queries
+                        i_q, i_k = i * TILE + h * SLICE, (i_walk * GROUPS + g) * TILE
+                        p_ds = p_grad_bias + (i_bias + i_q) * keys + i_k
+                        m = (i_k + o_n < keys)[:, None] & (i_q + o_m < queries)[None, :]
+                        gl.store(p_ds + (o_m[None, :] * keys + o_n[:, None]), ds, mask=m)
+                    ds = ds.to(dtype)
                     if h == 0:
                         mbarrier.wait(empty_logits.index(j), in_j ^ 1)
                     t_ds.slice(h * SLICE, SLICE, 1).store(ds)
@@ -226,9 +264,9 @@ def _of_keys(
             mbarrier.wait(empty_logits.index(j), in_j ^ 1)
             t_dv = s_logits.index(j * GROUPS + g)
             t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
-            i, in_i = following(j, in_j, 2)
-            mbarrier.wait(empty_logits.index(i), in_i ^ 1)
-            t_dk = s_logits.index(i * GROUPS + g)
+            n, in_n = following(j, in_j, 2)
+            mbarrier.wait(empty_logits.index(n), in_n ^ 1)
+            t_dk = s_logits.index(n * GROUPS + g)
             t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(
@@ -245,19 +283,24 @@ def hopper_backward_kernel(
     d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
     d_beside,  # [B S H, N, 16], beside q
     d_beside_k,  # [B S or 1, M, 16], beside k
-    d_bias,  # fp32 [B or 1 times H, M, N], times log2 e, in boxes of 64 by 64
+    d_bias,  # fp32, in boxes of 64 by 64: [B or 1 times H, M, N], times log2 e; ALONE: the bias
     d_grad_k, d_grad_v,  # [B S, M, H, D], contiguous, written
     p_peak,  # fp32: the largest shift
     p_grad_q,  # [B, S, N, H, D], contiguous, written
-    p_sums,  # fp32 [programs, N to full tiles, WIDTH]
-    items,  # B S H
+    p_grad_bias,  # fp32 [B S, H, N, M], written where ALONE; else not used
+    p_sums,  # fp32 [programs, N to full tiles, WIDTH]; SPLIT: [items, N to full tiles, D], written
+    items,  # B S H, times the ranges of keys
     rows,  # B S
     heads,
     at_once,  # heads, a divisor of them, whose channels share lines of the cache
-    width, rows_per_bias, queries,
+    width, rows_per_bias, queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
-    blocks_q, walks, scale,
+    blocks_q, walks,
+    walks_each,  # of a range of keys
+    scale,
     PEAK: gl.constexpr,
+    ALONE: gl.constexpr,  # each row has its own bias, read as it lies
+    SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
     SLICES: gl.constexpr,
@@ -302,28 +345,28 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q,
-                    walks, scale, GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
+                    walks_each, scale, SPLIT, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(0), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
-                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
-                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
-                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
+                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
+                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(1), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
-                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
-                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
-                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
+                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
+                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
-                    heads, at_once, rows_per_bias, masks, blocks_q, walks, GROUPS, WIDTH,
-                    STAGES, TILE,
+                    heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
+                    SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 1],
@@ -334,35 +377,35 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q,
-                    walks, scale, GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
+                    walks_each, scale, SPLIT, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(0), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
-                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
-                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
-                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
+                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
+                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(1), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
-                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
-                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
-                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
+                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
+                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
-                    gl.constexpr(2), d_grad_k, d_grad_v, s_q, s_k, s_v, s_grad, s_beside,
-                    s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
-                    full_logits, empty_logits, items, rows, heads, at_once, blocks_q, walks,
-                    scale, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
-                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    gl.constexpr(2), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
+                    s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
+                    full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
+                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
+                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
-                    heads, at_once, rows_per_bias, masks, blocks_q, walks, GROUPS, WIDTH,
-                    STAGES, TILE,
+                    heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
+                    SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 4, 1],

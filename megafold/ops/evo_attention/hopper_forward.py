@@ -134,7 +134,8 @@ def _attend(
             x_1 = x_1 * scale + bias + mask[None, :]
             highest = gl.maximum(top, gl.max(gl.maximum(x_0, x_1), 1))
             shift = gl.where(highest == float("-inf"), 0.0, highest * LOG2E)
-            old = gl.exp2(top * LOG2E - shift)
+            # Of logits, not of shifts: where the maximum stays it is one, whatever is rounded.
+            old = gl.exp2((top - gl.where(highest == float("-inf"), 0.0, highest)) * LOG2E)
             acc = acc * gl.convert_layout(old, ROW_ACC)[:, None]
             w_0 = gl.exp2(x_0 * LOG2E - shift[:, None])
             left = gl.convert_layout(w_0.to(dtype), LEFT_ACC)

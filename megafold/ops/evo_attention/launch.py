@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.evo_attention import hopper
+from megafold.ops.evo_attention import hopper, hopper_launch
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
@@ -90,7 +90,7 @@ def forward(
         if not hopper.why_not_forward(problem, q, bias, (FORWARD,)) and hopper.readable(
             q, k, v, bias
         ):
-            hopper.forward(problem, q, k, v, mask, bias, out, stats, scale)
+            hopper_launch.forward(problem, q, k, v, mask, bias, out, stats, scale)
         else:
             launch_forward(problem, q, k, v, mask, bias, out, stats, scale)
     return out, stats
@@ -121,18 +121,20 @@ def backward(
     bias, mask = readable(pair_bias), spread(mask, problem)
     delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
     peak = sums = None
+    alone = grad_bias if problem.rows_per_bias == 1 else None
     if (
         for_q
         and for_k
         and for_v
+        and (problem.rows_per_bias > 1 or for_bias)
         and not hopper.why_not_backward(problem, q, bias, scale, GRADIENTS)
         and hopper.readable(q, k, v, grad)
+        and (problem.rows_per_bias > 1 or hopper.readable(bias))
     ):
-        peak, sums = hopper.backward(
-            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v, scale,
-            for_bias,
+        peak, sums = hopper_launch.backward(
+            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
+            grad_bias, scale,
         )  # fmt: skip
-    alone = grad_bias if problem.rows_per_bias == 1 else None
     launch_grad_q(
         problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale, peak
     )  # fmt: skip

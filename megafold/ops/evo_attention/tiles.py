@@ -181,6 +181,20 @@ def weights(b_x, b_shift, EXACT: tl.constexpr):
 
 
 @triton.jit
+def rescaling(b_max, b_new, EXACT: tl.constexpr):
+    """What weights found with the maximum ``b_max`` are multiplied by where it becomes ``b_new``.
+
+    Exactly one where it stays: :func:`weights` of a maximum would be off by what the shift of a
+    very large one is rounded by, once in every block of keys.
+    """
+    b_new = tl.where(b_new == float("-inf"), 0.0, b_new)
+    if EXACT:
+        return weights(b_max, b_new, EXACT)
+    else:
+        return tl.exp2((b_max - b_new) * LOG2E)
+
+
+@triton.jit
 def load_bias(
     p, start, o_q, o_k, stride_bq, stride_bk, queries, keys,
     EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr,

@@ -80,8 +80,9 @@ def variant(
     return launched[f"{kernel} {name}"]
 
 
-# What Hopper's own kernels are compiled for: both dtypes, each width, and each number of groups.
-HOPPER = ((32, TOKENS), (32, 256), (64, TOKENS))
+# What Hopper's own kernels are compiled for: both dtypes, each width, and each number of groups;
+# rows that share a bias, and one that has its own. Rows, tokens, heads, width.
+HOPPER = ((TOKENS, TOKENS, 4, 32), (256, 256, 4, 32), (TOKENS, TOKENS, 4, 64), (1, 2048, 16, 32))
 HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
 
 
@@ -90,18 +91,18 @@ def _on_hopper() -> list[KernelVariant]:
     if not hopper.has_gluon():
         return []
     found = []
-    for width, tokens in HOPPER:
+    for rows, tokens, heads, width in HOPPER:
         for dtype in PARTS:
-            q = torch.empty(1, tokens, tokens, HEADS, width, dtype=dtype, device="meta")
-            mask = torch.empty(1, tokens, tokens, dtype=torch.bool, device="meta")
-            bias = torch.empty(1, HEADS, tokens, tokens, dtype=torch.float32, device="meta")
+            q = torch.empty(1, rows, tokens, heads, width, dtype=dtype, device="meta")
+            mask = torch.empty(1, rows, tokens, dtype=torch.bool, device="meta")
+            bias = torch.empty(1, heads, tokens, tokens, dtype=torch.float32, device="meta")
 
             def call(q=q, mask=mask, bias=bias) -> None:
                 out, stats = launch.forward(q, q, q, mask, bias, 1.0)
                 launch.backward(out, q, q, q, mask, bias, out, stats, 1.0, (True,) * 4)
 
             with hopper.recording():
-                launched = recorded(call, f"{name_of(dtype)} D{width} N{tokens}")
+                launched = recorded(call, f"{name_of(dtype)} S{rows} N{tokens} D{width}")
             known = [v for v in launched if v.name.split()[0] not in launch.KERNELS]
             found += [replace(v, devices=HOPPER_DEVICES) for v in known]
     return distinct(found)

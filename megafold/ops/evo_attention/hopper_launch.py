@@ -1,0 +1,384 @@
+"""Launches of EvoAttention's kernels for Hopper GPUs: tensors as TMA reads them, and all numbers.
+
+When they run, and how they go about a problem, says :mod:`~megafold.ops.evo_attention.hopper`.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from megafold.ops.evo_attention.folding import (
+    COLUMNS,
+    PARTS,
+    PEAK,
+    add_ranges_kernel,
+    fold_keys_kernel,
+    fold_queries_kernel,
+    spread_mask_kernel,
+    turn_bias_kernel,
+)
+from megafold.ops.evo_attention.hopper import SIZES, TILE, at_once, in_lines, plan_of, width_of
+from megafold.ops.launcher import Launcher, Layout, layout, on
+from megafold.ops.sizes import cdiv, multiprocessors
+
+FOLD_BLOCK = 128
+BIAS_GROUPS = 3
+BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
+
+
+def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
+    """Fill ``out`` and ``stats``; arguments as those of the launches of ``forward``."""
+    padded = cdiv(problem.keys, TILE) * TILE
+    rows = 1 if mask is None else problem.total_rows
+    added = torch.empty((rows, padded), dtype=torch.float32, device=q.device)
+    with on(q.device):
+        _spread_mask(problem, q.device, layout(mask))(mask, added)
+        boxes = _boxes(width_of(problem), q.dtype)
+        described = [_described(t, boxes.operand) for t in (q, k, v)]
+        described += [_described(added, boxes.mask), _described(bias, boxes.bias)]
+        launcher = _of_forward(problem, q.dtype, q.device, scale, mask is not None)
+        launcher(*described, _described(out, boxes.operand), stats)
+
+
+def backward(
+    problem: Any, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
+    grad_bias, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Fill delta and the gradients; that of a bias which rows share as sums that make it up.
+
+    Returns:
+        The largest shift, fp32 ``[]``: where it exceeds PEAK nothing but delta was filled. The
+        sums, fp32 ``[groups, *bias.shape]``, unless there is no gradient of a shared bias, or the
+        kernel of ``backward`` is faster.
+    """
+    device, rows, width = q.device, problem.total_rows, width_of(problem)
+    plan = plan_of(problem, device)
+    peak = torch.linalg.vector_norm(stats[0], float("inf"))
+    queries = torch.empty(
+        (rows * problem.heads, problem.queries, COLUMNS), dtype=q.dtype, device=device
+    )
+    keys = torch.empty(
+        (1 if mask is None else rows, problem.keys, COLUMNS), dtype=q.dtype, device=device
+    )
+    kept = plan.programs * width if plan.ranges == 1 else plan.items * problem.width
+    acc = torch.empty(
+        (cdiv(problem.queries, TILE) * TILE, kept), dtype=torch.float32, device=device
+    )
+    read = bias
+    if not plan.alone:
+        read = torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
+    with on(device):
+        if not plan.alone:
+            _turn_bias(problem, device, layout(bias))(bias, read)
+        _fold_queries(problem, q.dtype, device, scale, layout(grad))(
+            out, grad, stats, queries, delta
+        )
+        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
+        boxes = _boxes(width, q.dtype)
+        d_q, d_k, d_v, d_grad = (_described(t, boxes.operand) for t in (q, k, v, grad))
+        d_grad_k, d_grad_v = (_described(t, boxes.operand) for t in (grad_k, grad_v))
+        d_queries, d_keys = (_described(t, boxes.beside) for t in (queries, keys))
+        _of_all(problem, q.dtype, device, scale, mask is not None)(
+            d_q, d_k, d_v, d_grad, d_queries, d_keys, _described(read, boxes.bias),
+            d_grad_k, d_grad_v, peak, grad_q, grad_bias if plan.alone else acc, acc,
+        )  # fmt: skip
+        if plan.ranges > 1:
+            _add_ranges(problem, q.dtype, device, scale)(acc, grad_q)
+        if plan.alone or grad_bias is None or not SIZES[width].bias_stages:
+            return peak, None
+        del acc, read
+        strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
+        strips *= problem.heads * problem.biases
+        groups, per_group = _row_groups(problem, strips, bias, q)
+        sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
+        _of_bias(
+            problem, q.dtype, device, scale, strips * groups, per_group, mask is not None,
+            layout(bias),
+        )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)  # fmt: skip
+    return peak, sums
+
+
+def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) -> tuple[int, int]:
+    """Into how many groups the rows are split, and rows in each.
+
+    Enough for every multiprocessor, while the sums of all groups take no more than half the memory
+    of q; two at least, as one program has a multiprocessor to itself.
+    """
+    wanted = cdiv(BIAS_WAVES * multiprocessors(q.device), strips)
+    allowed = max(2, q.numel() * q.element_size() // (8 * bias.numel()))
+    per_group = cdiv(problem.rows_per_bias, min(wanted, allowed, problem.rows_per_bias))
+    return cdiv(problem.rows_per_bias, per_group), per_group
+
+
+@dataclass(frozen=True, eq=False)  # one of each kind: compared by identity
+class _Box:
+    """What TMA fetches at once, and how it then lies in shared memory."""
+
+    shape: tuple[int, ...]
+    layout: Any
+
+
+class _Boxes(NamedTuple):
+    operand: _Box  # of q, k, v: 64 queries or keys of one head of one row
+    beside: _Box  # the columns beside them
+    bias: _Box
+    mask: _Box
+
+
+@cache
+def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
+    from triton.experimental.gluon import language as gl
+
+    element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    boxes = (
+        ([1, TILE, 1, width], element),
+        ([1, TILE, COLUMNS], element),
+        ([1, TILE, TILE], gl.float32),
+        ([1, TILE], gl.float32),
+    )
+    of = gl.NVMMASharedLayout.get_default_for
+    return _Boxes(*(_Box(tuple(shape), of(shape, kind)) for shape, kind in boxes))
+
+
+# What describes tensors that lie alike, without a tensor: to describe one anew takes ten times as
+# long, which a call does a dozen times.
+_described_before: dict[tuple[Any, ...], Any] = {}
+
+
+def _described(tensor: torch.Tensor, box: _Box) -> Any:
+    """A tensor as TMA reads it; those of more dimensions than the box with the first two joined."""
+    key = (tensor.shape, tensor.stride(), tensor.dtype, box)
+    alike = _described_before.get(key)
+    if alike is None:
+        alike = _described_before[key] = _describe(tensor, box)
+        alike.base = None
+    described = copy(alike)
+    described.base = tensor
+    return described
+
+
+def _describe(tensor: torch.Tensor, box: _Box) -> Any:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    shape, strides = list(tensor.shape), list(tensor.stride())
+    if tensor.dim() > len(box.shape):
+        outer = strides[1] if shape[1] > 1 else strides[0]
+        shape, strides = [shape[0] * shape[1], *shape[2:]], [outer, *strides[2:]]
+    aligned = 16 // tensor.element_size()
+    strides = [s if n > 1 else aligned for n, s in zip(shape[:-1], strides[:-1], strict=True)]
+    return TensorDescriptor(tensor, shape, [*strides, 1], list(box.shape), box.layout)
+
+
+def _tile(rows: int, columns: int, bits: int) -> Any:
+    """A tile as TMA leaves it in shared memory, its rows in the order that threads hold keys in.
+
+    Of every eight rows, 0, 2, 4, 6, 1, 3, 5, 7 come to be the first, second and so on. Sixteen
+    bytes are swizzled by their row as in ``NVMMASharedLayout``.
+    """
+    from triton.experimental.gluon import language as gl
+
+    columns_in_block = min(columns, 1024 // bits)  # of 128 bytes
+    chunk = 128 // bits
+    bases = [[0, 1 << i] for i in range(columns_in_block.bit_length() - 1)]
+    rows_in_128 = 1024 // bits // columns_in_block
+    phases = columns_in_block // chunk
+    for i in range(rows.bit_length() - 1):
+        row = {1: 4, 2: 1, 4: 2}.get(1 << i, 1 << i)
+        phase = (1 << i) // rows_in_128 % phases
+        bases.append([row, phase * chunk])
+    wide = range(columns_in_block.bit_length() - 1, columns.bit_length() - 1)
+    return gl.SharedLinearLayout([*bases, *([0, 1 << i] for i in wide)])
+
+
+def _folding(dtype: torch.dtype) -> dict[str, Any]:
+    parts = PARTS[dtype]
+    return {"UNIT": tuple(parts[:3]), "LARGE": parts.large}
+
+
+@lru_cache(maxsize=1024)
+def _fold_queries(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, grad: Layout
+) -> Launcher:
+    block_d = width_of(problem)
+    constants = {
+        **_folding(dtype),
+        "EVEN_Q": problem.queries % FOLD_BLOCK == 0,
+        "EVEN_D": problem.width == block_d,
+        "BLOCK_Q": FOLD_BLOCK,
+        "BLOCK_D": block_d,
+    }
+    programs = problem.total_rows * problem.heads * cdiv(problem.queries, FOLD_BLOCK)
+    statistics = problem.total_rows * problem.heads * problem.queries
+    sizes = (problem.rows, statistics, problem.queries, problem.heads, problem.width)
+    return Launcher(
+        fold_queries_kernel, programs, (*grad[0], scale, *sizes), constants, {"num_warps": 4}
+    )
+
+
+@lru_cache(maxsize=1024)
+def _fold_keys(
+    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None
+) -> Launcher:
+    rows = 1 if mask is None else problem.total_rows
+    strides = (0, 0, 0) if mask is None else mask[0]
+    constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
+    programs = rows * cdiv(problem.keys, FOLD_BLOCK)
+    numbers = (*strides, problem.rows, problem.keys)
+    return Launcher(fold_keys_kernel, programs, numbers, constants, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
+def _turn_bias(problem: Any, device: torch.device, bias: Layout) -> Launcher:
+    programs = problem.biases * problem.heads
+    programs *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
+    numbers = (*bias[0], problem.heads, problem.queries, problem.keys)
+    return Launcher(turn_bias_kernel, programs, numbers, {"BLOCK": TILE}, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
+def _spread_mask(problem: Any, device: torch.device, mask: Layout | None) -> Launcher:
+    rows = 1 if mask is None else problem.total_rows
+    padded = cdiv(problem.keys, TILE) * TILE
+    strides = (0, 0, 0) if mask is None else mask[0]
+    constants = {"HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
+    numbers = (*strides, problem.rows, problem.keys, padded)
+    programs = rows * cdiv(padded, FOLD_BLOCK)
+    return Launcher(spread_mask_kernel, programs, numbers, constants, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
+def _of_forward(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool
+) -> Launcher:
+    from triton.experimental.gluon import language as gl
+
+    from megafold.ops.evo_attention.hopper_forward import hopper_forward_kernel
+
+    width = width_of(problem)
+    sizes = SIZES[width].forward if problem.rows_per_bias > 1 else SIZES[width].forward_alone
+    groups = cdiv(problem.rows_per_bias, sizes.rows)
+    blocks_q = cdiv(problem.queries, TILE)
+    items = blocks_q * problem.heads * groups * problem.biases
+    constants = {
+        "ROWS": sizes.rows,
+        "STAGES": sizes.stages,
+        "REGISTERS": sizes.registers,
+        "WIDTH": width,
+        "TILE": TILE,
+        "KEYS": gl.NVMMASharedLayout(2 * width, 16, rank=2),
+        "MIXED_QUERIES": _tile(TILE, width, 16),
+        "MIXED_BIAS": _tile(TILE, TILE, 32),
+    }
+    numbers = (
+        items,
+        blocks_q,
+        problem.heads,
+        groups,
+        problem.rows_per_bias,
+        problem.total_rows * problem.heads * problem.queries,
+        problem.queries,
+        problem.keys,
+        int(masked),
+        scale,
+    )
+    programs = min(items, sizes.programs * multiprocessors(device))
+    options = {"num_warps": 4, **({"maxnreg": sizes.maxnreg} if sizes.maxnreg else {})}
+    return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
+
+
+@lru_cache(maxsize=1024)
+def _of_all(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool
+) -> Launcher:
+    from triton.experimental.gluon import language as gl
+
+    from megafold.ops.evo_attention.hopper_backward import hopper_backward_kernel
+
+    width, plan = width_of(problem), plan_of(problem, device)
+    blocks = plan.blocks
+    operand, columns, logits = (gl.NVMMASharedLayout(2 * w, 16, rank=2) for w in (width, 16, TILE))
+    mixed = (_tile(TILE, width, 16), _tile(TILE, COLUMNS, 16), _tile(TILE, TILE, 32))
+    mixed = (*mixed, _tile(TILE, TILE, 16))
+    if plan.alone:  # the bias lies along keys, which need no other order then
+        mixed = (operand, columns, gl.NVMMASharedLayout(128, 32, rank=2), logits)
+    constants = {
+        "PEAK": PEAK,
+        "ALONE": plan.alone,
+        "SPLIT": plan.ranges > 1,
+        "GROUPS": blocks.groups,
+        "STAGES": blocks.stages,
+        "SLICES": blocks.slices,
+        "REGISTERS": blocks.registers,
+        "WIDTH": width,
+        "SLICE": TILE // blocks.slices,
+        "TILE": TILE,
+        "UNIT": tuple(PARTS[dtype][:3]),
+        "KEYS": operand,
+        "MIXED_KEYS": mixed[0],
+        "MIXED_COLUMNS": mixed[1],
+        "MIXED_BIAS": mixed[2],
+        "TILED": logits,
+        "MIXED_LOGITS": mixed[3],
+    }
+    numbers = (
+        plan.items,
+        problem.total_rows,
+        problem.heads,
+        at_once(problem, device),
+        problem.width,
+        problem.rows_per_bias,
+        problem.queries,
+        problem.keys,
+        int(masked),
+        cdiv(problem.queries, TILE),
+        plan.walks,
+        plan.walks_each,
+        scale,
+    )
+    return Launcher(hopper_backward_kernel, plan.programs, numbers, constants, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
+def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: float) -> Launcher:
+    blocks_q, plan = cdiv(problem.queries, TILE), plan_of(problem, device)
+    rows = problem.total_rows * problem.heads
+    numbers = (scale, plan.ranges, rows * blocks_q * TILE * problem.width, problem.heads)
+    numbers = (*numbers, problem.queries, problem.width)
+    constants = {"TILE": TILE, "BLOCK_D": width_of(problem)}
+    return Launcher(add_ranges_kernel, rows * blocks_q, numbers, constants, {"num_warps": 4})
+
+
+@lru_cache(maxsize=1024)
+def _of_bias(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, programs: int,
+    per_group: int, masked: bool, bias: Layout,
+) -> Launcher:  # fmt: skip
+    from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
+
+    width = width_of(problem)
+    constants = {
+        "PEAK": PEAK,
+        "STAGES": SIZES[width].bias_stages,
+        "WIDTH": width,
+        "TILE": TILE,
+        "UNIT": tuple(PARTS[dtype][:3]),
+    }
+    numbers = (
+        *bias[0],
+        problem.heads,
+        in_lines(problem),
+        problem.biases,
+        problem.rows_per_bias,
+        per_group,
+        problem.queries,
+        problem.keys,
+        int(masked),
+        scale,
+    )
+    options = {"num_warps": 4, "maxnreg": 128}
+    return Launcher(hopper_bias_kernel, programs, numbers, constants, options)
