@@ -99,7 +99,7 @@ def test_logits_of_any_size(limit, ran):
 
 
 @on_hopper
-@pytest.mark.parametrize("shape", ["B1 S72 N64 H4 D32", "B1 S40 N452 H4 D32", ALONE[0]])
+@pytest.mark.parametrize("shape", ["B1 S72 N64 H4 D32", "B1 S70 N452 H4 D32", ALONE[0]])
 def test_biases_that_leave_whole_queries_out(shape, ran):
     # A mask as a bias: the shift is far beyond what folded products hold.
     inputs, grad = attention(shape, torch.bfloat16)
@@ -181,20 +181,24 @@ def test_not_on_other_devices_nor_for_other_calls(monkeypatch):
     assert why_not(*few) == "not a Hopper GPU"
     monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
     monkeypatch.setattr(hopper, "has_gluon", lambda: True)
-    monkeypatch.setattr(hopper, "_cache", lambda device: 50e6)
     assert why_not(*few) == ""
     assert why_not(*few, -1.0) == "a scale that is not positive"
     assert why_not(few[0], few[1].float(), few[2]) == "float32 operands"
     assert "rows share a bias" in why_not(few[0], few[1], None)
     assert "rows share a bias" in why_not(*problem("B1 S7 N8 H64 D32"))
     assert why_not(*problem("B1 S72 N8 H4 D16")) == "heads of 16 channels"
+    assert why_not(*problem("B1 S72 N8 H4 D20")) == "heads of 20 channels"
     assert "multiple of 4" in why_not(*problem("B1 S72 N9 H4 D32"))
     with use_config(launch.GRAD_KV, Config({}, 4, 1)):
         assert why_not(*few) == "use_config has other kernels in force"
-    monkeypatch.setattr(hopper, "_cache", lambda device: 1000)
-    assert "L2 cache" in why_not(*few)
+    own = problem("B1 S1 N8 K264 H32 D24")
+    assert why_not(*own) == ""
+    assert "16 bits" in why_not(own[0], own[1], own[2].half())
+    assert "of its own" in why_not(*problem("B1 S1 N8 K264 H32 D48"))
+    assert "of keys" in why_not(*problem("B1 S1 N8 K270 H32 D24"))
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 200)
     assert "too few" in why_not(*few)
+    assert "too few" in why_not(*own)
 
 
 def test_what_tma_reads():
@@ -321,3 +325,25 @@ def test_sums_of_ranges_of_keys_are_added_up_in_their_order(ranges):
         total += sums[i]
     expected = (total[:, :, :70] * 0.3).half().transpose(1, 2).unsqueeze(1)
     assert torch.equal(q, expected)
+
+
+def test_keys_of_few_rows_are_split_for_every_multiprocessor(monkeypatch):
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
+
+    def plan(shape):
+        (inputs, _) = attention(shape, torch.bfloat16, device="meta")
+        problem = launch.Problem.of(*(inputs[name] for name in ("q", "k", "pair_bias")))
+        hopper.plan_of.cache_clear()
+        return hopper.plan_of(problem, torch.device("meta"))
+
+    for shape in ("B1 S1 N8 K2048 H16 D24", "B2 S1 N8 K300 H3 D32", "B9 S1 N8 K1028 H1 D32"):
+        found = plan(shape)
+        assert found.alone
+        assert found.ranges > 1
+        assert found.items == found.programs <= 132
+        assert found.walks == -(-int(shape.split()[3][1:]) // (64 * found.blocks.groups))
+        assert (found.ranges - 1) * found.walks_each < found.walks
+        assert found.walks <= found.ranges * found.walks_each
+    shared = plan("B1 S72 N8 K2048 H16 D32")
+    assert (shared.alone, shared.ranges, shared.programs) == (False, 1, 132)
+    assert shared.walks_each == shared.walks

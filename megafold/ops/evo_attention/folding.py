@@ -160,25 +160,23 @@ def turn_bias_kernel(
 def add_ranges_kernel(
     p_sums,  # fp32 [ranges, B S, H, N to full tiles, D]
     p_grad_q,  # [B, S, N, H, D], contiguous, written
-    scale, ranges, stride_range, heads, queries, width,
-    TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    scale, ranges, stride_range, heads, queries, padded, width,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of TILE queries of one head in one row, from what ranges of keys add to it."""
-    blocks = tl.cdiv(queries, TILE)
+    """BLOCK numbers of the gradient of q in one head of one row, from what the ranges add to it."""
     i_head = tl.program_id(0) % heads
-    i_q = (tl.program_id(0) // heads) % blocks * TILE
-    i_row = tl.program_id(0) // (heads * blocks)
-    o_q = tl.arange(0, TILE)[:, None]
-    o_d = tl.arange(0, BLOCK_D)[None, :]
-    m = (i_q + o_q < queries) & (o_d < width)
-    p_sums += (i_row.to(tl.int64) * heads + i_head) * (blocks * TILE * width) + i_q * width
-    b = tl.zeros([TILE, BLOCK_D], tl.float32)
-    for i in range(0, ranges):
-        p = p_sums + i * stride_range.to(tl.int64)
-        b += tl.load(p + o_q * width + o_d, mask=m, other=0.0)
-    p_grad_q += (i_row.to(tl.int64) * queries + i_q) * heads * width + i_head * width
-    p = p_grad_q + o_q * (heads * width) + o_d
+    blocks = tl.cdiv(queries * width, BLOCK)
+    rest = tl.program_id(0) // heads
+    i_row = rest // blocks
+    o = rest % blocks * BLOCK + tl.arange(0, BLOCK)
+    m = o < queries * width
+    p_sums += (i_row.to(tl.int64) * heads + i_head) * padded * width
+    b = tl.zeros([BLOCK], tl.float32)
+    for _ in range(0, ranges):
+        b += tl.load(p_sums + o, mask=m, other=0.0)
+        p_sums += stride_range.to(tl.int64)
+    p_grad_q += i_row.to(tl.int64) * queries * heads * width + i_head * width
+    p = p_grad_q + (o // width) * (heads * width) + o % width
     tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m)
 
 

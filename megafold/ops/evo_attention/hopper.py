@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.evo_attention.folding import COLUMNS, PARTS
+from megafold.ops.evo_attention.folding import PARTS
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import is_overridden
 
 TILE = 64  # queries and keys of a tile
 L2_OF_AN_H100 = 50 * 2**20
-IN_CACHE = 0.9  # of L2
 SMALL_BIAS = 0.2  # of L2
 LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
@@ -166,26 +165,13 @@ def why_not_backward(
         return "too few rows and heads to fill the GPU"
     if not scale > 0.0:
         return "a scale that is not positive"
-    if not alone and _in_use(problem, q.device) > IN_CACHE * _cache(q.device):
-        return "more is in use at a time than the L2 cache holds"
     return ""
-
-
-def _in_use(problem: Any, device: torch.device) -> int:
-    """Bytes that programs come back to in every walk over keys.
-
-    They are the queries' operands and sums, and the bias of the heads that run at once.
-    """
-    programs = min(problem.total_rows * problem.heads, multiprocessors(device))
-    of_query = 4 * width_of(problem) + 2 * COLUMNS + 4 * width_of(problem)
-    bias = 4 * at_once(problem, device) * problem.queries * problem.keys
-    return programs * problem.queries * of_query + bias
 
 
 def at_once(problem: Any, device: torch.device) -> int:
     """Heads that run at once: all, or as many as fill lines of the cache where it is scarce."""
     bias = 4 * problem.heads * problem.queries * problem.keys
-    if problem.rows_per_bias == 1 or bias <= SMALL_BIAS * _cache(device):
+    if problem.rows_per_bias == 1 or bias <= SMALL_BIAS * cache_of(device):
         return problem.heads
     return in_lines(problem)
 
@@ -197,7 +183,7 @@ def in_lines(problem: Any) -> int:
 
 
 @cache
-def _cache(device: torch.device) -> int:
+def cache_of(device: torch.device) -> int:
     if device.type == "meta":
         return L2_OF_AN_H100
     return torch.cuda.get_device_properties(device).L2_cache_size

@@ -39,7 +39,9 @@ def following(i, phase, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _place(item, rows, heads, at_once, walks, walks_each, SPLIT: gl.constexpr):
+def _place(
+    item, rows, heads, at_once, walks, walks_each, TOGETHER: gl.constexpr, SPLIT: gl.constexpr
+):
     """Row and head of an item, and its walks from and to.
 
     The heads whose channels share lines of the cache run together. Where rows and heads are few,
@@ -51,9 +53,13 @@ def _place(item, rows, heads, at_once, walks, walks_each, SPLIT: gl.constexpr):
         walk = item // (rows * heads) * walks_each
         last = gl.minimum(walk + walks_each, walks)
         item = item % (rows * heads)
-    rest = item % (rows * at_once)
-    i_head = item // (rows * at_once) * at_once + rest % at_once
-    return rest // at_once, i_head, walk, last
+    if TOGETHER:  # all heads of a row; with fewer divisions
+        i_row, i_head = item // heads, item % heads
+    else:
+        rest = item % (rows * at_once)
+        i_row = rest // at_once
+        i_head = item // (rows * at_once) * at_once + rest % at_once
+    return i_row, i_head, walk, last
 
 
 @gluon.jit
@@ -61,14 +67,17 @@ def _fetch(
     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys,
     items, rows, heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each,
-    ALONE: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches: keys and values of a walk, then the queries' tiles in their order."""
     s, in_s = 0, 0
     j, in_j = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
+        i_row, i_head, walk, last = _place(
+            item, rows, heads, at_once, walks, walks_each, TOGETHER, SPLIT
+        )
         i_bias = (i_row // rows_per_bias) * heads + i_head
         for i_walk in range(walk, last):
             i_k = i_walk * (GROUPS * TILE)
@@ -110,8 +119,8 @@ def _fetch(
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, width, queries, blocks_q, walks, walks_each, scale,
-    SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr, TILE: gl.constexpr,
-    KEYS: gl.constexpr,
+    TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    TILE: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
     """The group that adds up the gradient of q."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
@@ -129,7 +138,9 @@ def _of_queries(
     j, in_j = 0, 0
     b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
+        i_row, i_head, walk, last = _place(
+            item, rows, heads, at_once, walks, walks_each, TOGETHER, SPLIT
+        )
         i_out = i_row.to(gl.int64) * queries * heads + i_head
         if SPLIT:
             p_item = p_sums + item.to(gl.int64) * (blocks_q * tile)
@@ -168,7 +179,8 @@ def _of_keys(
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
     full, empty, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
-    ALONE: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr,
+    WIDTH: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
@@ -196,7 +208,9 @@ def _of_keys(
     j, in_j = 0, 0
     b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_row, i_head, walk, last = _place(item, rows, heads, at_once, walks, walks_each, SPLIT)
+        i_row, i_head, walk, last = _place(
+            item, rows, heads, at_once, walks, walks_each, TOGETHER, SPLIT
+        )
         for i_walk in range(walk, last):
             mbarrier.wait(full_keys.index(b), in_b)
             i_s = b * GROUPS + g
@@ -300,6 +314,7 @@ def hopper_backward_kernel(
     scale,
     PEAK: gl.constexpr,
     ALONE: gl.constexpr,  # each row has its own bias, read as it lies
+    TOGETHER: gl.constexpr,  # at_once is heads
     SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
@@ -346,27 +361,29 @@ def hopper_backward_kernel(
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
                     empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, SPLIT, GROUPS, WIDTH, TILE, KEYS,
+                    walks_each, scale, TOGETHER, SPLIT, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
-                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
+                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
-                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
+                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
                     heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
-                    SPLIT, GROUPS, WIDTH, STAGES, TILE,
+                    TOGETHER, SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 1],
@@ -378,34 +395,37 @@ def hopper_backward_kernel(
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
                     empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, SPLIT, GROUPS, WIDTH, TILE, KEYS,
+                    walks_each, scale, TOGETHER, SPLIT, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
-                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
+                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
-                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
+                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(2), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, SPLIT, GROUPS, WIDTH, STAGES, SLICES,
-                    SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
+                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
                     heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
-                    SPLIT, GROUPS, WIDTH, STAGES, TILE,
+                    TOGETHER, SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 4, 1],

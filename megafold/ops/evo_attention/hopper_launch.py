@@ -22,12 +22,22 @@ from megafold.ops.evo_attention.folding import (
     spread_mask_kernel,
     turn_bias_kernel,
 )
-from megafold.ops.evo_attention.hopper import SIZES, TILE, at_once, in_lines, plan_of, width_of
+from megafold.ops.evo_attention.hopper import (
+    SIZES,
+    TILE,
+    at_once,
+    cache_of,
+    in_lines,
+    plan_of,
+    width_of,
+)
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 
 FOLD_BLOCK = 128
+ADD_BLOCK = 512
 BIAS_GROUPS = 3
+IN_GROUP = 1.3  # of L2: what the rows of a group may be; at 1.6 (N 1024) half as fast as within
 BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
 
 
@@ -95,6 +105,8 @@ def backward(
         strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
         strips *= problem.heads * problem.biases
         groups, per_group = _row_groups(problem, strips, bias, q)
+        if not groups:
+            return peak, None
         sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
         _of_bias(
             problem, q.dtype, device, scale, strips * groups, per_group, mask is not None,
@@ -107,10 +119,15 @@ def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) 
     """Into how many groups the rows are split, and rows in each.
 
     Enough for every multiprocessor, while the sums of all groups take no more than half the memory
-    of q; two at least, as one program has a multiprocessor to itself.
+    of q; two at least, as one program has a multiprocessor to itself. None where the rows of a
+    group would be more than programs, which drift apart, find in L2 after one another.
     """
-    wanted = cdiv(BIAS_WAVES * multiprocessors(q.device), strips)
+    of_row = in_lines(problem) * (problem.queries + problem.keys) * 4 * (width_of(problem) + 8)
+    fewest = cdiv(problem.rows_per_bias * of_row, int(IN_GROUP * cache_of(q.device)))
     allowed = max(2, q.numel() * q.element_size() // (8 * bias.numel()))
+    if fewest > allowed:
+        return 0, 0
+    wanted = max(fewest, cdiv(BIAS_WAVES * multiprocessors(q.device), strips))
     per_group = cdiv(problem.rows_per_bias, min(wanted, allowed, problem.rows_per_bias))
     return cdiv(problem.rows_per_bias, per_group), per_group
 
@@ -309,6 +326,7 @@ def _of_all(
     constants = {
         "PEAK": PEAK,
         "ALONE": plan.alone,
+        "TOGETHER": at_once(problem, device) == problem.heads,
         "SPLIT": plan.ranges > 1,
         "GROUPS": blocks.groups,
         "STAGES": blocks.stages,
@@ -345,12 +363,11 @@ def _of_all(
 
 @lru_cache(maxsize=1024)
 def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: float) -> Launcher:
-    blocks_q, plan = cdiv(problem.queries, TILE), plan_of(problem, device)
-    rows = problem.total_rows * problem.heads
-    numbers = (scale, plan.ranges, rows * blocks_q * TILE * problem.width, problem.heads)
-    numbers = (*numbers, problem.queries, problem.width)
-    constants = {"TILE": TILE, "BLOCK_D": width_of(problem)}
-    return Launcher(add_ranges_kernel, rows * blocks_q, numbers, constants, {"num_warps": 4})
+    rows, padded = problem.total_rows * problem.heads, cdiv(problem.queries, TILE) * TILE
+    ranges, stride = plan_of(problem, device).ranges, rows * padded * problem.width
+    numbers = (scale, ranges, stride, problem.heads, problem.queries, padded, problem.width)
+    programs = rows * cdiv(problem.queries * problem.width, ADD_BLOCK)
+    return Launcher(add_ranges_kernel, programs, numbers, {"BLOCK": ADD_BLOCK}, {"num_warps": 4})
 
 
 @lru_cache(maxsize=1024)
