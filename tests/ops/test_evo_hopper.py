@@ -124,6 +124,18 @@ def test_one_head_of_one_row():
 
 
 @on_hopper
+def test_the_gradient_of_the_bias_in_several_launches(ran, monkeypatch):
+    inputs, grad = attention("B2 S37 N200 H4 D32", torch.bfloat16)
+    monkeypatch.setattr(hopper_launch, "IN_LAUNCH", 0.02)
+    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
+    assert 1 < hopper_launch._rows_at_once(problem, 19, HERE) < 10
+    assert_kernels_accurate(inputs, grad)
+    first = fused_results(inputs, grad)
+    assert_same(fused_results(inputs, grad), first)
+    assert ran.call_count == 3
+
+
+@on_hopper
 def test_a_row_without_keys_that_has_its_own_bias(ran):
     inputs, grad = attention(ALONE[1], torch.bfloat16)
     inputs["mask"][1] = False

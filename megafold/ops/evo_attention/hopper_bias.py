@@ -57,7 +57,7 @@ def _of_tile(
     g: gl.constexpr, p_bias, p_sum, stride_bq, stride_bk,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_parts, full, empty,
     i_q, i_k, first, last, queries, keys, scale,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    AGAIN: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps, which has the gradient of 64 queries by 64 keys."""
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, TILE, 16])
@@ -93,7 +93,10 @@ def _of_tile(
         mbarrier.arrive(empty.index(s))
         total += w * dp
     p_sum += i_q.to(gl.int64) * keys + i_k
-    gl.store(p_sum + (o_q[:, None] * keys + o_k[None, :]), total, mask=m)
+    o_sum = o_q[:, None] * keys + o_k[None, :]
+    if AGAIN:
+        total += gl.load(p_sum + o_sum, mask=m, other=0.0)
+    gl.store(p_sum + o_sum, total, mask=m)
 
 
 @gluon.jit
@@ -107,16 +110,19 @@ def hopper_bias_kernel(
     stride_bb, stride_bh, stride_bq, stride_bk,
     heads,
     at_once,  # heads, a divisor of them, whose channels share lines of the cache
-    biases, rows_per_bias, rows_per_group, queries, keys,
+    biases, rows_per_bias, rows_per_group,
+    start, rows_at_once,  # of each group, those that this launch adds
+    queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     scale,
     PEAK: gl.constexpr,
+    AGAIN: gl.constexpr,  # what other launches left is added to
     STAGES: gl.constexpr,
     WIDTH: gl.constexpr,
     TILE: gl.constexpr,
     UNIT: gl.constexpr,
 ):  # fmt: skip
-    """Sums over the rows of one group, where the largest shift is at most PEAK; else nothing."""
+    """Sums over rows of one group, where the largest shift is at most PEAK; else nothing."""
     i_head = gl.program_id(0) % at_once
     rest = gl.program_id(0) // at_once
     strips, blocks = gl.cdiv(queries, GROUPS * TILE), gl.cdiv(keys, TILE)
@@ -128,6 +134,8 @@ def hopper_bias_kernel(
     i_bias = rest % biases
     first = i_bias * rows_per_bias + (rest // biases) * rows_per_group
     last = gl.minimum(first + rows_per_group, (i_bias + 1) * rows_per_bias)
+    first += start
+    last = gl.minimum(last, first + rows_at_once)
     p_bias += i_bias.to(gl.int64) * stride_bb + i_head.to(gl.int64) * stride_bh
     p_sums += (rest * heads + i_head).to(gl.int64) * queries * keys
     tame = gl.load(p_peak) <= PEAK
@@ -161,17 +169,17 @@ def hopper_bias_kernel(
             (_of_tile, (
                 gl.constexpr(0), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                 s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, WIDTH, STAGES, TILE,
+                scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_of_tile, (
                 gl.constexpr(1), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                 s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, WIDTH, STAGES, TILE,
+                scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_of_tile, (
                 gl.constexpr(2), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                 s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, WIDTH, STAGES, TILE,
+                scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_fetch, (
                 d_q, d_k, d_v, d_grad, d_beside, d_beside_k, s_q, s_k, s_v, s_grad, s_beside,

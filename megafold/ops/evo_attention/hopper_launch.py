@@ -37,7 +37,7 @@ from megafold.ops.sizes import cdiv, multiprocessors
 FOLD_BLOCK = 128
 ADD_BLOCK = 512
 BIAS_GROUPS = 3
-IN_GROUP = 1.3  # of L2: what the rows of a group may be; at 1.6 (N 1024) half as fast as within
+IN_LAUNCH = 1.3  # of L2: what the rows of a launch may be; at 1.6 it takes 1.6 times as long
 BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
 
 
@@ -105,13 +105,13 @@ def backward(
         strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
         strips *= problem.heads * problem.biases
         groups, per_group = _row_groups(problem, strips, bias, q)
-        if not groups:
-            return peak, None
         sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
-        _of_bias(
-            problem, q.dtype, device, scale, strips * groups, per_group, mask is not None,
-            layout(bias),
-        )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)  # fmt: skip
+        at_a_time = _rows_at_once(problem, per_group, device)
+        for start in range(0, per_group, at_a_time):
+            _of_bias(
+                problem, q.dtype, device, scale, strips * groups, per_group, start, at_a_time,
+                mask is not None, layout(bias),
+            )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)  # fmt: skip
     return peak, sums
 
 
@@ -119,17 +119,19 @@ def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) 
     """Into how many groups the rows are split, and rows in each.
 
     Enough for every multiprocessor, while the sums of all groups take no more than half the memory
-    of q; two at least, as one program has a multiprocessor to itself. None where the rows of a
-    group would be more than programs, which drift apart, find in L2 after one another.
+    of q; two at least, as one program has a multiprocessor to itself.
     """
-    of_row = in_lines(problem) * (problem.queries + problem.keys) * 4 * (width_of(problem) + 8)
-    fewest = cdiv(problem.rows_per_bias * of_row, int(IN_GROUP * cache_of(q.device)))
+    wanted = cdiv(BIAS_WAVES * multiprocessors(q.device), strips)
     allowed = max(2, q.numel() * q.element_size() // (8 * bias.numel()))
-    if fewest > allowed:
-        return 0, 0
-    wanted = max(fewest, cdiv(BIAS_WAVES * multiprocessors(q.device), strips))
     per_group = cdiv(problem.rows_per_bias, min(wanted, allowed, problem.rows_per_bias))
     return cdiv(problem.rows_per_bias, per_group), per_group
+
+
+def _rows_at_once(problem: Any, per_group: int, device: torch.device) -> int:
+    """How many rows of a group one launch adds: what programs, which drift apart, find in L2."""
+    of_row = in_lines(problem) * (problem.queries + problem.keys) * (4 * width_of(problem) + 32)
+    launches = cdiv(per_group * of_row, int(IN_LAUNCH * cache_of(device)))
+    return cdiv(per_group, launches)
 
 
 @dataclass(frozen=True, eq=False)  # one of each kind: compared by identity
@@ -373,13 +375,14 @@ def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: f
 @lru_cache(maxsize=1024)
 def _of_bias(
     problem: Any, dtype: torch.dtype, device: torch.device, scale: float, programs: int,
-    per_group: int, masked: bool, bias: Layout,
+    per_group: int, start: int, at_a_time: int, masked: bool, bias: Layout,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
 
     width = width_of(problem)
     constants = {
         "PEAK": PEAK,
+        "AGAIN": start > 0,
         "STAGES": SIZES[width].bias_stages,
         "WIDTH": width,
         "TILE": TILE,
@@ -392,6 +395,8 @@ def _of_bias(
         problem.biases,
         problem.rows_per_bias,
         per_group,
+        start,
+        at_a_time,
         problem.queries,
         problem.keys,
         int(masked),

@@ -82,7 +82,13 @@ def variant(
 
 # What Hopper's own kernels are compiled for: both dtypes, each width, and each number of groups;
 # rows that share a bias, and one that has its own. Rows, tokens, heads, width.
-HOPPER = ((TOKENS, TOKENS, 4, 32), (256, 256, 4, 32), (TOKENS, TOKENS, 4, 64), (1, 2048, 16, 32))
+HOPPER = (
+    (TOKENS, TOKENS, 4, 32),
+    (256, 256, 4, 32),
+    (TOKENS, TOKENS, 4, 64),
+    (1024, 1024, 4, 32),
+    (1, 2048, 16, 32),
+)
 HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
 
 
