@@ -47,9 +47,9 @@ SHAPES = (
     "B1 S13 N1024 K64 H24 D32",  # more of the bias than L2 holds beside the rest: two heads at once
 )
 ALONE = (
-    "B1 S1 N640 H16 D24",  # a bias of its own for each row; keys in ranges
-    "B2 S1 N300 K516 H16 D32",  # two walks over a range, and one
-    "B5 S1 N72 K132 H7 D32",
+    "B1 S1 N640 H40 D24",  # a bias of its own for each row; keys in ranges
+    "B2 S1 N100 K1028 H17 D32",
+    "B5 S1 N72 K516 H8 D24",  # three walks over a range, and two
     "B40 S1 N70 K72 H4 D32",  # as many rows and heads as there are multiprocessors: no ranges
 )
 
@@ -348,7 +348,7 @@ def test_keys_of_few_rows_are_split_for_every_multiprocessor(monkeypatch):
         hopper.plan_of.cache_clear()
         return hopper.plan_of(problem, torch.device("meta"))
 
-    for shape in ("B1 S1 N8 K2048 H16 D24", "B2 S1 N8 K300 H3 D32", "B9 S1 N8 K1028 H1 D32"):
+    for shape in ("B1 S1 N8 K2048 H16 D24", "B2 S1 N8 K1028 H17 D32", "B5 S1 N8 K516 H8 D24"):
         found = plan(shape)
         assert found.alone
         assert found.ranges > 1

@@ -24,6 +24,7 @@ L2_OF_AN_H100 = 50 * 2**20
 SMALL_BIAS = 0.2  # of L2
 LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
+SUMS = 0.1  # of the memory of a bias's gradient: what sums of q's may take
 FEWEST_ROWS = 8  # that share a bias: two copies of it are made, and its gradient is a sum
 WIDTHS = (32, 64)  # of a head, padded
 ALONE_WIDTH = 32  # of a head whose row has a bias of its own: wider, those of `backward` are faster
@@ -158,10 +159,8 @@ def why_not_backward(
         return f"a bias of its own for each row, in 16 bits or of heads wider than {ALONE_WIDTH}"
     if (problem.keys if alone else problem.queries) % 4:
         return f"a number of {'keys' if alone else 'queries'} that is no multiple of 4"
-    items = problem.total_rows * problem.heads
-    if alone:  # its keys are split; half the multiprocessors are enough
-        items *= 2 * FEWEST_ITEMS * cdiv(problem.keys, 2 * TILE)
-    if items < FEWEST_ITEMS * multiprocessors(q.device):
+    items, most = plan_of(problem, q.device).items, multiprocessors(q.device)
+    if 2 * items < most or (not alone and items < FEWEST_ITEMS * most):
         return "too few rows and heads to fill the GPU"
     if not scale > 0.0:
         return "a scale that is not positive"
@@ -225,13 +224,17 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def plan_of(problem: Any, device: torch.device) -> Plan:
-    """What takes the least time, from the tiles that the busiest program has."""
+    """What takes the least time, from the tiles that the busiest program has.
+
+    Ranges of keys each leave a sum; all of them may take SUMS of the bias's gradient.
+    """
     alone = problem.rows_per_bias == 1
     most, heads = multiprocessors(device), problem.total_rows * problem.heads
 
     def of(blocks: Blocks) -> Plan:
         walks = cdiv(problem.keys, TILE * blocks.groups)
-        each = cdiv(walks, max(1, most // heads)) if alone else walks
+        allowed = min(most // heads, int(SUMS * problem.keys / problem.width))
+        each = cdiv(walks, max(1, allowed)) if alone else walks
         ranges = cdiv(walks, each)
         items = ranges * heads
         return Plan(blocks, alone, walks, each, ranges, items, min(items, most))
@@ -240,7 +243,10 @@ def plan_of(problem: Any, device: torch.device) -> Plan:
         turns = cdiv(plan.items, plan.programs) * plan.walks_each
         return turns * plan.blocks.groups * plan.blocks.cost
 
-    return min(map(of, SIZES[width_of(problem)].blocks), key=cost)
+    blocks = SIZES[width_of(problem)].blocks
+    if alone:  # three groups would spill registers
+        blocks = tuple(b for b in blocks if b.groups == 2)
+    return min(map(of, blocks), key=cost)
 
 
 def width_of(problem: Any) -> int:

@@ -5,7 +5,6 @@ When they run, and how they go about a problem, says :mod:`~megafold.ops.evo_att
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -176,8 +175,8 @@ def _described(tensor: torch.Tensor, box: _Box) -> Any:
     if alike is None:
         alike = _described_before[key] = _describe(tensor, box)
         alike.base = None
-    described = copy(alike)
-    described.base = tensor
+    described = object.__new__(type(alike))  # a third of the time of `copy`
+    described.__dict__.update(alike.__dict__, base=tensor)
     return described
 
 
