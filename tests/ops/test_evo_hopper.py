@@ -196,6 +196,8 @@ def test_not_on_other_devices_nor_for_other_calls(monkeypatch):
     assert why_not(*few) == ""
     assert why_not(*few, -1.0) == "a scale that is not positive"
     assert why_not(few[0], few[1].float(), few[2]) == "float32 operands"
+    for name in ("batch", "rows", "queries", "keys", "heads"):
+        assert why_not(few[0]._replace(**{name: 0}), *few[1:]) == "nothing to attend to"
     assert "rows share a bias" in why_not(few[0], few[1], None)
     assert "rows share a bias" in why_not(*problem("B1 S7 N8 H64 D32"))
     assert why_not(*problem("B1 S72 N8 H4 D16")) == "heads of 16 channels"

@@ -159,8 +159,12 @@ def why_not_backward(
         return f"a bias of its own for each row, in 16 bits or of heads wider than {ALONE_WIDTH}"
     if (problem.keys if alone else problem.queries) % 4:
         return f"a number of {'keys' if alone else 'queries'} that is no multiple of 4"
+    if not problem.total_rows * problem.heads * problem.queries * problem.keys:
+        return "nothing to attend to"
     items, most = plan_of(problem, q.device).items, multiprocessors(q.device)
-    if 2 * items < most or (not alone and items < FEWEST_ITEMS * most):
+    if alone and 2 * items < most:
+        return "too few keys to be split for the whole GPU"
+    if not alone and items < FEWEST_ITEMS * most:
         return "too few rows and heads to fill the GPU"
     if not scale > 0.0:
         return "a scale that is not positive"

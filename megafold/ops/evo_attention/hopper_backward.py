@@ -9,7 +9,9 @@ belongs to one query or one key (see :mod:`~megafold.ops.evo_attention.folding`)
 logit are a multiplication and addition, an exponential and a multiplication.
 
 Once the keys of a program's walk are more than its groups have, it walks again, and the gradient of
-the queries is summed in its own part of ``p_sums``, always in one order.
+the queries is summed in its own part of ``p_sums``, always in one order. Where rows and heads are
+fewer than multiprocessors, walks over ranges of keys are items of their own (``SPLIT``) and leave
+their sums; a row that has a bias of its own (``ALONE``) gets its gradient on the way.
 """
 
 from __future__ import annotations
