@@ -43,11 +43,11 @@ class Blocks(NamedTuple):
 class Forward(NamedTuple):
     """What the forward kernel is compiled with."""
 
-    rows: int  # that share tiles of the bias
+    rows: int  # that share tiles of the bias: 1 or 2
     programs: int  # on one multiprocessor
     stages: int
     maxnreg: int  # registers of a thread at the start; 0: as many as there are
-    registers: int  # of a thread of the second row on
+    registers: int  # of a thread of the second row
 
 
 class Sizes(NamedTuple):

@@ -2,9 +2,8 @@
 
 As :mod:`~megafold.ops.evo_attention.forward`, one block of 64 queries at a time, but four warps do
 nothing but compute and one nothing but fetch tiles by TMA; programs share a multiprocessor and take
-one block after another. With ``ROWS`` more than one, as many groups of four warps take the same
-queries and head of neighbouring rows, and share the tiles of the bias. The mask is added to logits,
-as fp32.
+one block after another. With two ``ROWS``, two groups of four warps take the same queries and head
+of neighbouring rows, and share the tiles of the bias. The mask is added to logits, as fp32.
 """
 
 from __future__ import annotations
@@ -186,9 +185,9 @@ def hopper_forward_kernel(
     queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_mask in one row
     scale,
-    ROWS: gl.constexpr,  # at a time: 1, 2 or 4
+    ROWS: gl.constexpr,  # at a time: 1 or 2
     STAGES: gl.constexpr,  # tiles of keys that are fetched ahead
-    REGISTERS: gl.constexpr,  # of a thread of the second row on
+    REGISTERS: gl.constexpr,  # of a thread of the second row
     WIDTH: gl.constexpr,  # D to the next power of two
     TILE: gl.constexpr,
     KEYS: gl.constexpr, MIXED_QUERIES: gl.constexpr, MIXED_BIAS: gl.constexpr,
@@ -230,7 +229,7 @@ def hopper_forward_kernel(
             [1],
             [24],
         )  # fmt: skip
-    elif ROWS == 2:
+    else:
         gl.warp_specialize(
             [
                 (_attend, (
@@ -253,40 +252,4 @@ def hopper_forward_kernel(
             ],
             [4, 1],
             [REGISTERS, 24],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_attend, (
-                    gl.constexpr(0), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
-                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
-                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
-                    MIXED_QUERIES, MIXED_BIAS,
-                )),
-                (_attend, (
-                    gl.constexpr(1), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
-                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
-                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
-                    MIXED_QUERIES, MIXED_BIAS,
-                )),
-                (_attend, (
-                    gl.constexpr(2), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
-                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
-                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
-                    MIXED_QUERIES, MIXED_BIAS,
-                )),
-                (_attend, (
-                    gl.constexpr(3), d_out, p_stats, s_q, s_k, s_v, s_mask, s_bias, s_out, full_q,
-                    empty_q, full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias,
-                    stride_inverse, queries, keys, scale, ROWS, WIDTH, STAGES, TILE, KEYS,
-                    MIXED_QUERIES, MIXED_BIAS,
-                )),
-                (_fetch, (
-                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
-                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
-                    masks, ROWS, WIDTH, STAGES, TILE,
-                )),
-            ],
-            [4, 4, 4, 1],
-            [REGISTERS, REGISTERS, REGISTERS, 24],
         )  # fmt: skip
