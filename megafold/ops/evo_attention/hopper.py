@@ -21,7 +21,7 @@ from megafold.ops.tuning import is_overridden
 
 TILE = 64  # queries and keys of a tile
 L2_OF_AN_H100 = 50 * 2**20
-SMALL_BIAS = 0.2  # of L2
+SMALL_BIAS = 0.2  # of L2: up to it all heads run at once
 LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
 SUMS = 0.1  # of the memory of a bias's gradient: what sums of q's may take

@@ -27,7 +27,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 LOG2E = gl.constexpr(1.4426950408889634)
-BLOCK = 64  # queries and keys of a tile: the rows of one product
 
 
 @gluon.jit
