@@ -120,6 +120,7 @@ def _configs(
 ) -> tuple[str, ...]:
     """The block sizes of every kernel this call would run, and where they are from."""
     from megafold.ops.evo_attention import hopper, launch
+    from megafold.ops.hopper import in_words
     from megafold.ops.precision import reason
 
     q = autocast(q)
@@ -139,12 +140,7 @@ def _configs(
         lines.append(f"{kernel}: {found.config} ({found.source}){products}")
     if hopper.is_hopper(q.device):
         for which, why_not in zip(("forward pass", "gradients"), ready, strict=True):
-            how = (
-                f"by the kernels above: {why_not}"
-                if why_not
-                else ("by Hopper's own kernels, where TMA reads the operands as they lie in memory")
-            )
-            lines.append(f"evo_attention.hopper: {which} {how}")
+            lines.append(f"evo_attention.hopper: {which} {in_words(why_not)}")
     return tuple(lines)
 
 

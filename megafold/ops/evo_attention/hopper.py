@@ -7,8 +7,6 @@ this chip alone. What they do not take, those of ``forward`` and ``backward`` do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
@@ -16,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from megafold.ops.evo_attention.folding import PARTS
+from megafold.ops.hopper import cache_of, is_aligned, is_hopper
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.tuning import is_overridden
 
 TILE = 64  # queries and keys of a tile
-L2_OF_AN_H100 = 50 * 2**20
 SMALL_BIAS = 0.2  # of L2: up to it all heads run at once
 LINE = 128  # bytes of the cache
 FEWEST_ITEMS = 2  # of work for each multiprocessor
@@ -68,7 +66,6 @@ SIZES = {
     ),
     64: Sizes(Forward(2, 1, 3, 0, 152), Forward(1, 2, 2, 96, 0), (Blocks(2, 2, 4, 176, 1.0),), 0),
 }
-_recording = False
 
 
 @cache
@@ -83,28 +80,6 @@ def has_gluon() -> bool:
     except (ImportError, AttributeError, TypeError):
         return False
     return True
-
-
-@contextmanager
-def recording() -> Iterator[None]:
-    """Let the device ``meta`` stand for a Hopper GPU, to record what calls launch there."""
-    global _recording
-    _recording = True
-    try:
-        yield
-    finally:
-        _recording = False
-
-
-def is_hopper(device: torch.device) -> bool:
-    return (_recording and device.type == "meta") or _is_hopper(device)
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def _why_never(problem: Any, q: torch.Tensor, kernels: tuple[str, ...]) -> str:
@@ -185,33 +160,16 @@ def in_lines(problem: Any) -> int:
     return heads if problem.heads % heads == 0 else problem.heads
 
 
-@cache
-def cache_of(device: torch.device) -> int:
-    if device.type == "meta":
-        return L2_OF_AN_H100
-    return torch.cuda.get_device_properties(device).L2_cache_size
-
-
 def readable(*tensors: torch.Tensor) -> bool:
     """Whether TMA reads tensors ``[B, S, N, H, D]`` or a bias ``[B or 1, H, N, M]``.
 
-    Neighbours in memory lie along the last dimension, the rest is aligned.
+    Its first two dimensions are one.
     """
-    return all(
-        t.data_ptr() % 16 == 0 and _lies_well(t.shape, t.stride(), t.element_size())
-        for t in tensors
-    )
+    return all(is_aligned(t) and _are_one(t.shape, t.stride()) for t in tensors)
 
 
-@lru_cache(maxsize=4096)
-def _lies_well(shape: torch.Size, strides: tuple[int, ...], bytes_each: int) -> bool:
-    """Whether the first two dimensions are one, and all steps but the last whole 16 bytes."""
-    if strides[-1] != 1:
-        return False
-    if shape[0] > 1 and shape[1] > 1 and strides[0] != shape[1] * strides[1]:
-        return False
-    steps = [s for n, s in zip(shape[:-1], strides[:-1], strict=True) if n > 1]
-    return all(s > 0 and s * bytes_each % 16 == 0 for s in steps)
+def _are_one(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    return shape[0] <= 1 or shape[1] <= 1 or strides[0] == shape[1] * strides[1]
 
 
 class Plan(NamedTuple):

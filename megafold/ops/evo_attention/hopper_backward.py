@@ -26,17 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from megafold.ops.gluon import following
+
 LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.jit
-def following(i, phase, COUNT: gl.constexpr):
-    """The next of COUNT buffers in turn, and the phase its barriers are in.
-
-    Carried along: of a remainder of the step's number the compiler makes more registers.
-    """
-    last = i == COUNT - 1
-    return gl.where(last, 0, i + 1), gl.where(last, phase ^ 1, phase)
 
 
 @gluon.jit

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.evo_attention.hopper_backward import following
+from megafold.ops.gluon import following
 
 LOG2E = gl.constexpr(1.4426950408889634)
 

@@ -5,7 +5,6 @@ When they run, and how they go about a problem, says :mod:`~megafold.ops.evo_att
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -25,11 +24,11 @@ from megafold.ops.evo_attention.hopper import (
     SIZES,
     TILE,
     at_once,
-    cache_of,
     in_lines,
     plan_of,
     width_of,
 )
+from megafold.ops.hopper import Box, box, cache_of, described
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 
@@ -48,10 +47,10 @@ def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None
     with on(q.device):
         _spread_mask(problem, q.device, layout(mask))(mask, added)
         boxes = _boxes(width_of(problem), q.dtype)
-        described = [_described(t, boxes.operand) for t in (q, k, v)]
-        described += [_described(added, boxes.mask), _described(bias, boxes.bias)]
+        operands = [described(t, boxes.operand) for t in (q, k, v)]
+        operands += [described(added, boxes.mask), described(bias, boxes.bias)]
         launcher = _of_forward(problem, q.dtype, q.device, scale, mask is not None)
-        launcher(*described, _described(out, boxes.operand), stats)
+        launcher(*operands, described(out, boxes.operand), stats)
 
 
 def backward(
@@ -89,11 +88,11 @@ def backward(
         )
         _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
         boxes = _boxes(width, q.dtype)
-        d_q, d_k, d_v, d_grad = (_described(t, boxes.operand) for t in (q, k, v, grad))
-        d_grad_k, d_grad_v = (_described(t, boxes.operand) for t in (grad_k, grad_v))
-        d_queries, d_keys = (_described(t, boxes.beside) for t in (queries, keys))
+        d_q, d_k, d_v, d_grad = (described(t, boxes.operand) for t in (q, k, v, grad))
+        d_grad_k, d_grad_v = (described(t, boxes.operand) for t in (grad_k, grad_v))
+        d_queries, d_keys = (described(t, boxes.beside) for t in (queries, keys))
         _of_all(problem, q.dtype, device, scale, mask is not None)(
-            d_q, d_k, d_v, d_grad, d_queries, d_keys, _described(read, boxes.bias),
+            d_q, d_k, d_v, d_grad, d_queries, d_keys, described(read, boxes.bias),
             d_grad_k, d_grad_v, peak, grad_q, grad_bias if plan.alone else acc, acc,
         )  # fmt: skip
         if plan.ranges > 1:
@@ -133,19 +132,11 @@ def _rows_at_once(problem: Any, per_group: int, device: torch.device) -> int:
     return cdiv(per_group, launches)
 
 
-@dataclass(frozen=True, eq=False)  # one of each kind: compared by identity
-class _Box:
-    """What TMA fetches at once, and how it then lies in shared memory."""
-
-    shape: tuple[int, ...]
-    layout: Any
-
-
 class _Boxes(NamedTuple):
-    operand: _Box  # of q, k, v: 64 queries or keys of one head of one row
-    beside: _Box  # the columns beside them
-    bias: _Box
-    mask: _Box
+    operand: Box  # of q, k, v: 64 queries or keys of one head of one row
+    beside: Box  # the columns beside them
+    bias: Box
+    mask: Box
 
 
 @cache
@@ -153,43 +144,12 @@ def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
     from triton.experimental.gluon import language as gl
 
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
-    boxes = (
-        ([1, TILE, 1, width], element),
-        ([1, TILE, COLUMNS], element),
-        ([1, TILE, TILE], gl.float32),
-        ([1, TILE], gl.float32),
+    return _Boxes(
+        box((1, TILE, 1, width), element),
+        box((1, TILE, COLUMNS), element),
+        box((1, TILE, TILE), gl.float32),
+        box((1, TILE), gl.float32),
     )
-    of = gl.NVMMASharedLayout.get_default_for
-    return _Boxes(*(_Box(tuple(shape), of(shape, kind)) for shape, kind in boxes))
-
-
-# What describes tensors that lie alike, without a tensor: to describe one anew takes ten times as
-# long, which a call does a dozen times.
-_described_before: dict[tuple[Any, ...], Any] = {}
-
-
-def _described(tensor: torch.Tensor, box: _Box) -> Any:
-    """A tensor as TMA reads it; those of more dimensions than the box with the first two joined."""
-    key = (tensor.shape, tensor.stride(), tensor.dtype, box)
-    alike = _described_before.get(key)
-    if alike is None:
-        alike = _described_before[key] = _describe(tensor, box)
-        alike.base = None
-    described = object.__new__(type(alike))  # a third of the time of `copy`
-    described.__dict__.update(alike.__dict__, base=tensor)
-    return described
-
-
-def _describe(tensor: torch.Tensor, box: _Box) -> Any:
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    shape, strides = list(tensor.shape), list(tensor.stride())
-    if tensor.dim() > len(box.shape):
-        outer = strides[1] if shape[1] > 1 else strides[0]
-        shape, strides = [shape[0] * shape[1], *shape[2:]], [outer, *strides[2:]]
-    aligned = 16 // tensor.element_size()
-    strides = [s if n > 1 else aligned for n, s in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, shape, [*strides, 1], list(box.shape), box.layout)
 
 
 def _tile(rows: int, columns: int, bits: int) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from megafold.ops.evo_attention import hopper, launch
 from megafold.ops.evo_attention.folding import PARTS
+from megafold.ops.hopper import recording
 from megafold.ops.precision import IEEE, TF32, TF32_BITS, name_of, products_in
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
@@ -107,7 +108,7 @@ def _on_hopper() -> list[KernelVariant]:
                 out, stats = launch.forward(q, q, q, mask, bias, 1.0)
                 launch.backward(out, q, q, q, mask, bias, out, stats, 1.0, (True,) * 4)
 
-            with hopper.recording():
+            with recording():
                 launched = recorded(call, f"{name_of(dtype)} S{rows} N{tokens} D{width}")
             known = [v for v in launched if v.name.split()[0] not in launch.KERNELS]
             found += [replace(v, devices=HOPPER_DEVICES) for v in known]

@@ -414,7 +414,8 @@ def product_kernel(
 def finish_kernel(
     p_products,  # fp32 [groups, O, C]: S of each group of rows
     p_totals,  # fp32 [groups, O]: t of each; or None
-    p_norms,  # fp32 [2, parts, C]: what each program found for the norm's; or None
+    p_of_weight,  # fp32 [parts_weight, C]: what each program found for the norm's; or None
+    p_of_bias,  # fp32 [parts_bias, C]; or None
     p_norm_weight,  # [C] or None
     p_norm_bias,  # [C] or None
     p_grad_weight,  # [O, C], contiguous, written; or None
@@ -422,18 +423,21 @@ def finish_kernel(
     p_grad_norm_weight,  # [C], written; or None
     p_grad_norm_bias,  # [C], written; or None
     groups,
-    parts,
+    parts_weight,
+    parts_bias,
     outs,
     C: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Add up the groups: one program for BLOCK_C channels of an output, or of the norm's."""
+    """Add up the groups: a program for BLOCK_C channels of an output, or BLOCK_N of the norm's."""
     BLOCKS_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     i_o, i_c = tl.program_id(0) // BLOCKS_C, tl.program_id(0) % BLOCKS_C
-    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < C
     if i_o < outs:
+        o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
         o_g = tl.arange(0, BLOCK_G).to(tl.int64)
         b_total = 0.0
         if p_totals is not None:
@@ -453,12 +457,14 @@ def finish_kernel(
         if p_grad_bias is not None and i_c == 0:
             tl.store(p_grad_bias + i_o, b_total.to(p_grad_bias.dtype.element_ty))
     else:
+        o_n = (tl.program_id(0) - outs * BLOCKS_C) * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = o_n < C
         if p_grad_norm_weight is not None:
-            b = add_up(p_norms, parts, C, o_c, m_c, BLOCK_G)
-            tl.store(p_grad_norm_weight + o_c, b.to(p_grad_norm_weight.dtype.element_ty), mask=m_c)
+            b = add_up(p_of_weight, parts_weight, C, o_n, m_n, BLOCK_P)
+            tl.store(p_grad_norm_weight + o_n, b.to(p_grad_norm_weight.dtype.element_ty), mask=m_n)
         if p_grad_norm_bias is not None:
-            b = add_up(p_norms + parts * C, parts, C, o_c, m_c, BLOCK_G)
-            tl.store(p_grad_norm_bias + o_c, b.to(p_grad_norm_bias.dtype.element_ty), mask=m_c)
+            b = add_up(p_of_bias, parts_bias, C, o_n, m_n, BLOCK_P)
+            tl.store(p_grad_norm_bias + o_n, b.to(p_grad_norm_bias.dtype.element_ty), mask=m_n)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megafold.ops.hopper import in_words
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import (
     GRADIENT,
@@ -25,6 +26,7 @@ from megafold.ops.layer_norm.launch import (
     padded,
 )
 from megafold.ops.layer_norm.launch import config_of as config_of_rows
+from megafold.ops.layer_norm_linear import hopper
 from megafold.ops.layer_norm_linear.kernels import (
     backward_kernel,
     finish_kernel,
@@ -40,6 +42,7 @@ BACKWARD = "layer_norm_linear.backward"
 GRAD_X = "layer_norm_linear.grad_x"
 PRODUCT = "layer_norm_linear.product"
 KERNELS = (FORWARD, BACKWARD, GRAD_X, PRODUCT)
+GRADIENTS = (GRAD_X, PRODUCT)  # of more outputs than one program sums for
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -56,7 +59,8 @@ FILL = 2  # programs per multiprocessor that the forward pass is shared out amon
 # program, and three blocks of 64 rows of 16-bit x take 48.
 MOST_HELD = 160 * 2**10
 # Of the kernel that adds up: small tiles, for there are few, and many groups at a time.
-FINISH = {"BLOCK_G": 128, "BLOCK_C": 32}
+FINISH = {"BLOCK_G": 128, "BLOCK_C": 32, "BLOCK_N": 8}
+MOST_PARTS = 1024  # of what sums to the norm's gradients, at a time
 FAR = 2**23  # numbers between rows, from which on offsets within a tile leave 32 bits
 
 
@@ -109,8 +113,11 @@ def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
         found = {kernel: config_of(kernel, problem, weight) for kernel in names}
     else:
         found = {k: config_of_rows(k, x, rows, problem.channels) for k in (NORMALISE, GRADIENT)}
-    lines = (f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items())
+    lines = [f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items()]
     if why is None:
+        if hopper.is_hopper(x.device) and not is_held(problem):
+            not_there = hopper.why_not(x, problem.outs, problem.channels, weight.dtype, GRADIENTS)
+            lines.append(f"layer_norm_linear.hopper: gradients {in_words(not_there)}")
         return tuple(lines)
     return (f"products by torch ({why}), between", *(f"  {line}" for line in lines))
 
@@ -173,6 +180,13 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
     """One kernel or two for x and sums over rows, and one for the parameters."""
     for_x, for_norm_weight, for_norm_bias, for_weight, for_bias = asked
     outs, channels = weight.shape
+    if (
+        for_x
+        and (for_norm_weight or for_norm_bias or for_weight or for_bias)
+        and not hopper.why_not(x, outs, channels, weight.dtype, GRADIENTS)
+        and hopper.readable(grad, x, weight)
+    ):
+        return _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked)
     problem = Problem(x.shape[0], channels, outs)
     kernel = BACKWARD if is_held(problem) else PRODUCT
     plan = _plan(problem, config_of(kernel, problem, weight).config, x.device)
@@ -182,12 +196,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
     def sums(wanted: bool, *shape: int) -> torch.Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=x.device) if wanted else None
 
-    def of(wanted: bool, operand: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
-        if not wanted or operand is None:
-            return None
-        return torch.empty(shape, dtype=operand.dtype, device=x.device)
-
-    grad_x = of(for_x, x, *x.shape)
+    grad_x = x.new_empty(x.shape) if for_x else None
     parts = (
         sums(for_norms or for_weight or for_bias, plan.groups, outs, channels),
         sums(totals, plan.groups, outs),
@@ -203,14 +212,49 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
             launch_product(grad, x, weight, stats, *parts)
     if products is None:
         return grad_x, None, None, None, None
-    found = (
+    found = _parameters(norm_weight, norm_bias, weight, asked)
+    of_norms = (None, None) if parts[2] is None else (parts[2][0], parts[2][1])
+    launch_finish(products, parts[1], *of_norms, norm_weight, norm_bias, *found)
+    return grad_x, found[2], found[3], found[0], found[1]
+
+
+def _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
+    """One kernel for x and sums over rows, and one for the parameters."""
+    outs, channels = weight.shape
+    plan = hopper.plan_of(outs, x.device)
+
+    def sums(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    grad_x = x.new_empty(x.shape)
+    parts = (
+        sums(plan.groups, outs, channels),
+        sums(plan.groups, outs),
+        sums(8 * (plan.programs(outs) - plan.for_x), channels),
+        sums(8 * plan.for_x, channels),
+    )
+    hopper.launch(grad, x, norm_weight, weight, stats, grad_x, *parts, plan)
+    found = _parameters(norm_weight, norm_bias, weight, asked)
+    launch_finish(*parts, norm_weight, norm_bias, *found)
+    return grad_x, found[2], found[3], found[0], found[1]
+
+
+def _parameters(norm_weight, norm_bias, weight, asked) -> Gradients:
+    """Room for the gradients asked for of weight, bias, and the norm's two."""
+    _, for_norm_weight, for_norm_bias, for_weight, for_bias = asked
+
+    def of(wanted: bool, operand: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
+        if not wanted or operand is None:
+            return None
+        return torch.empty(shape, dtype=operand.dtype, device=operand.device)
+
+    outs, channels = weight.shape
+    return (
         of(for_weight, weight, outs, channels),
         of(for_bias, weight, outs),
         of(for_norm_weight, norm_weight, channels),
         of(for_norm_bias, norm_bias, channels),
     )
-    launch_finish(*parts, norm_weight, norm_bias, *found)
-    return grad_x, found[2], found[3], found[0], found[1]
 
 
 def _backward_by_products(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
@@ -275,12 +319,15 @@ def _launch_rows(kernel, name: str, tensors, x: torch.Tensor, weight: torch.Tens
         return launcher(*tensors)
 
 
-def launch_finish(products, totals, norms, norm_weight, norm_bias, *found) -> Any:
+def launch_finish(
+    products, totals, of_weight, of_bias, norm_weight, norm_bias, *found
+) -> Any:  # fmt: skip
     """Fill the gradients ``found`` of weight, bias and the norm's two, where they are not None."""
-    tensors = (products, totals, norms, norm_weight, norm_bias, *found)
+    tensors = (products, totals, of_weight, of_bias, norm_weight, norm_bias, *found)
+    parts = tuple(0 if t is None else t.shape[0] for t in (of_weight, of_bias))
     launcher = _finish(
-        finish_kernel, tuple(products.shape), 0 if norms is None else norms.shape[1],
-        products.device, tuple(layout(t) for t in tensors),
+        finish_kernel, tuple(products.shape), parts, products.device,
+        tuple(layout(t) for t in tensors),
     )  # fmt: skip
     with on(products.device):
         return launcher(*tensors)
@@ -351,15 +398,17 @@ def _rows(
 
 @lru_cache(maxsize=4096)
 def _finish(
-    kernel: Any, shape: tuple[int, int, int], parts: int, device: torch.device,
+    kernel: Any, shape: tuple[int, int, int], parts: tuple[int, int], device: torch.device,
     layouts: tuple[Layout | None, ...],
 ) -> Launcher:  # fmt: skip
     groups, outs, channels = shape
-    constants = {"C": channels, **FINISH}
-    programs = (outs + (parts > 0)) * cdiv(channels, FINISH["BLOCK_C"])
-    return Launcher(
-        kernel, programs, (groups, parts, outs), constants, {"num_warps": 4, "num_stages": 1}
-    )
+    most = min(MOST_PARTS, power_of_two(max(parts)))
+    constants = {"C": channels, **FINISH, "BLOCK_P": most}
+    programs = outs * cdiv(channels, FINISH["BLOCK_C"])
+    if parts != (0, 0):
+        programs += cdiv(channels, FINISH["BLOCK_N"])
+    options = {"num_warps": 4, "num_stages": 1}
+    return Launcher(kernel, programs, (groups, *parts, outs), constants, options)
 
 
 def _fitted(config: Config, problem: Problem) -> dict[str, int]:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.layer_norm_linear import launch
+from megafold.ops.hopper import recording
+from megafold.ops.layer_norm_linear import hopper, launch
+from megafold.ops.layer_norm_linear.launch import HALVES
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.table import DEFAULT
@@ -26,6 +28,11 @@ SHIPPED = (
 )
 
 
+# Of more outputs than 128: as many as those of the weight leave room for, and the site above.
+ON_HOPPER = ((147456, 128, 576), (147456, 128, 528), (147456, 128, 512), (147456, 128, 256))
+HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
+
+
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of every table, for compiling ahead of time."""
     found = distinct(v for sizes in SHIPPED for v in variants_of(*sizes))
@@ -38,7 +45,20 @@ def variants() -> list[KernelVariant]:
                 made = _variant(entry)
                 name = f"{made.name} {devices[0]}"
                 found.append(replace(made, name=name, devices=tuple(devices)))
-    return found
+    return found + _on_hopper()
+
+
+def _on_hopper() -> list[KernelVariant]:
+    """The kernel that runs on Hopper GPUs alone."""
+    if not hopper.has_gluon():
+        return []
+    found = []
+    for m, channels, outs in ON_HOPPER:
+        for dtype in HALVES:
+            with recording():
+                launched = variants_of(m, channels, outs, dtype)
+            found += [v for v in launched if v.name.split(".")[1].startswith("hopper")]
+    return [replace(v, devices=HOPPER_DEVICES) for v in distinct(found)]
 
 
 def _variant(entry: Entry) -> KernelVariant:
