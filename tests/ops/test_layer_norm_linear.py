@@ -39,7 +39,7 @@ def test_every_width(channels, dtype):
 @each_half
 @pytest.mark.parametrize("outs", [1, 3, 16, 37, 65, 129])
 def test_any_number_of_outputs(outs, dtype):
-    assert_shape_accurate(OP, f"M35 C24 O{outs}", dtype)
+    assert_shape_accurate(OP, f"M100 C72 O{outs}", dtype)  # of few numbers errors scatter
 
 
 # In fp32 a few rows are too few for the mean of errors of one rounding each.

@@ -167,18 +167,17 @@ def _of_queries(
 
 
 @gluon.jit
-def _of_keys(
+def _walk(
     g: gl.constexpr, d_grad_k, d_grad_v, p_grad_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
-    full, empty, full_keys, empty_keys, full_logits, empty_logits,
-    items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
-    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr,
-    WIDTH: gl.constexpr,
+    full, empty, empty_keys, full_logits, empty_logits, s, in_s, j, in_j, b,
+    i_row, i_head, i_walk, heads, queries, keys, blocks_q, scale,
+    ALONE: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
 ):  # fmt: skip
-    """One group of four warps, which has the gradients of 64 keys and values in a walk.
+    """One walk over the queries, with 64 keys; buffers are counted along.
 
     A tile of queries is taken in slices, so that fewer logits are in registers at once.
     """
@@ -197,6 +196,112 @@ def _of_keys(
         o_c == 4, UNIT[0], gl.where(o_c == 5, UNIT[1], gl.where(o_c == 6, UNIT[2], none))
     )
     b_c = b_c.to(dtype)
+    i_s = b * GROUPS + g
+    b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+    b_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+    b_ke = s_beside_k.index(i_s)._reinterpret(dtype, [TILE, 16], MIXED_COLUMNS).load(LEFT)
+    tma.store_wait(0)  # of the walk before, from what logits go through next
+    dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
+    dv = gl.zeros([TILE, WIDTH], gl.float32, ACC)
+    for i in range(0, blocks_q):
+        mbarrier.wait(full.index(s), in_s)
+        t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        t_e = s_beside.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
+        t_bias = s_bias.index(s * GROUPS + g)._reinterpret(gl.float32, [TILE, TILE], MIXED_BIAS)
+        t_ds = s_logits.index(j * GROUPS + g)._reinterpret(dtype, [TILE, TILE], MIXED_LOGITS)
+        for h in gl.static_range(SLICES):
+            q = t_q.slice(h * SLICE, SLICE)
+            do = t_do.slice(h * SLICE, SLICE)
+            e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
+            zero = gl.zeros([TILE, SLICE], gl.float32, LOGITS)
+            x = warpgroup_mma(b_k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
+            x = warpgroup_mma(b_ke, e, x, is_async=True)
+            dp = warpgroup_mma(b_v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+            dp = warpgroup_mma(b_c, e, dp, is_async=True)
+            if ALONE:
+                bias = t_bias.permute((1, 0)).slice(h * SLICE, SLICE, 1).load(LOGITS)
+                bias = bias * LOG2E
+            else:
+                bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
+            x = warpgroup_mma_wait(2, deps=(x,))
+            p_w = gl.exp2(x * factor + bias)
+            w = gl.convert_layout(p_w.to(dtype), LEFT_ACC)
+            dv = warpgroup_mma(w, do, dv, is_async=True)
+            dp = warpgroup_mma_wait(1, deps=(dp,))
+            ds = p_w * dp
+            if ALONE:  # the gradient of the logits is that of the bias
+                i_bias = (i_row * heads + i_head).to(gl.int64) * queries
+                i_q, i_k = i * TILE + h * SLICE, (i_walk * GROUPS + g) * TILE
+                p_ds = p_grad_bias + (i_bias + i_q) * keys + i_k
+                m = (i_k + o_n < keys)[:, None] & (i_q + o_m < queries)[None, :]
+                gl.store(p_ds + (o_m[None, :] * keys + o_n[:, None]), ds, mask=m)
+            ds = ds.to(dtype)
+            if h == 0:
+                mbarrier.wait(empty_logits.index(j), in_j ^ 1)
+            t_ds.slice(h * SLICE, SLICE, 1).store(ds)
+            ds = gl.convert_layout(ds, LEFT_ACC)
+            dk = warpgroup_mma(ds, q, dk, is_async=True)
+            if h == SLICES - 1:
+                fence_async_shared()
+                mbarrier.arrive(full_logits.index(j))
+            dv, dk = warpgroup_mma_wait(0, deps=(dv, dk))
+        mbarrier.arrive(empty.index(s))
+        s, in_s = following(s, in_s, STAGES)
+        j, in_j = following(j, in_j, 2)
+    mbarrier.arrive(empty_keys.index(b))
+    # Both leave by TMA, from where the logits of the last two steps went through.
+    at = [i_row, (i_walk * GROUPS + g) * TILE, i_head, 0]
+    box: gl.constexpr = d_grad_v.block_shape
+    mbarrier.wait(empty_logits.index(j), in_j ^ 1)
+    t_dv = s_logits.index(j * GROUPS + g)
+    t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
+    n, in_n = following(j, in_j, 2)
+    mbarrier.wait(empty_logits.index(n), in_n ^ 1)
+    t_dk = s_logits.index(n * GROUPS + g)
+    t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(d_grad_v, at, t_dv._reinterpret(dtype, box, d_grad_v.layout))
+    tma.async_copy_shared_to_global(d_grad_k, at, t_dk._reinterpret(dtype, box, d_grad_k.layout))
+    return s, in_s, j, in_j
+
+
+@gluon.jit
+def _pass(
+    g: gl.constexpr, s_logits, full, empty, empty_keys, full_logits, empty_logits,
+    s, in_s, j, in_j, b, blocks_q,
+    GROUPS: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """A walk of a group that the last keys do not reach: it leaves zeros for logits."""
+    LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, TILE, 16])
+    mbarrier.arrive(empty_keys.index(b))
+    for i in range(0, blocks_q):
+        mbarrier.wait(full.index(s), in_s)
+        mbarrier.arrive(empty.index(s))
+        mbarrier.wait(empty_logits.index(j), in_j ^ 1)
+        if i < 2:
+            tma.store_wait(0)  # of the walk before, which has left by this way
+            s_logits.index(j * GROUPS + g).store(gl.zeros([TILE, TILE], s_logits.dtype, LOGITS))
+            fence_async_shared()
+        mbarrier.arrive(full_logits.index(j))
+        s, in_s = following(s, in_s, STAGES)
+        j, in_j = following(j, in_j, 2)
+    return s, in_s, j, in_j
+
+
+@gluon.jit
+def _of_keys(
+    g: gl.constexpr, d_grad_k, d_grad_v, p_grad_bias,
+    s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
+    full, empty, full_keys, empty_keys, full_logits, empty_logits,
+    items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
+    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, PARTIAL: gl.constexpr,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
+    UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
+    MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
+):  # fmt: skip
+    """One group of four warps, which has the gradients of 64 keys and values in a walk."""
     s, in_s = 0, 0
     j, in_j = 0, 0
     b, in_b = 0, 0
@@ -206,82 +311,20 @@ def _of_keys(
         )
         for i_walk in range(walk, last):
             mbarrier.wait(full_keys.index(b), in_b)
-            i_s = b * GROUPS + g
-            b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
-            b_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
-            b_ke = s_beside_k.index(i_s)._reinterpret(dtype, [TILE, 16], MIXED_COLUMNS).load(LEFT)
-            tma.store_wait(0)  # of the walk before, from what logits go through next
-            dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
-            dv = gl.zeros([TILE, WIDTH], gl.float32, ACC)
-            for i in range(0, blocks_q):
-                mbarrier.wait(full.index(s), in_s)
-                t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-                t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-                t_e = s_beside.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
-                t_bias = s_bias.index(s * GROUPS + g)._reinterpret(
-                    gl.float32, [TILE, TILE], MIXED_BIAS
-                )
-                t_ds = s_logits.index(j * GROUPS + g)._reinterpret(
-                    dtype, [TILE, TILE], MIXED_LOGITS
-                )
-                for h in gl.static_range(SLICES):
-                    q = t_q.slice(h * SLICE, SLICE)
-                    do = t_do.slice(h * SLICE, SLICE)
-                    e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
-                    zero = gl.zeros([TILE, SLICE], gl.float32, LOGITS)
-                    x = warpgroup_mma(b_k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-                    x = warpgroup_mma(b_ke, e, x, is_async=True)
-                    dp = warpgroup_mma(b_v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
-                    dp = warpgroup_mma(b_c, e, dp, is_async=True)
-                    if ALONE:
-                        bias = t_bias.permute((1, 0)).slice(h * SLICE, SLICE, 1).load(LOGITS)
-                        bias = bias * LOG2E
-                    else:
-                        bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
-                    x = warpgroup_mma_wait(2, deps=(x,))
-                    p_w = gl.exp2(x * factor + bias)
-                    w = gl.convert_layout(p_w.to(dtype), LEFT_ACC)
-                    dv = warpgroup_mma(w, do, dv, is_async=True)
-                    dp = warpgroup_mma_wait(1, deps=(dp,))
-                    ds = p_w * dp
-                    if ALONE:  # the gradient of the logits is that of the bias
-                        i_bias = (i_row * heads + i_head).to(gl.int64) * queries
-                        i_q, i_k = i * TILE + h * SLICE, (i_walk * GROUPS + g) * TILE
-                        p_ds = p_grad_bias + (i_bias + i_q) * keys + i_k
-                        m = (i_k + o_n < keys)[:, None] & (i_q + o_m < queries)[None, :]
-                        gl.store(p_ds + (o_m[None, :] * keys + o_n[:, None]), ds, mask=m)
-                    ds = ds.to(dtype)
-                    if h == 0:
-                        mbarrier.wait(empty_logits.index(j), in_j ^ 1)
-                    t_ds.slice(h * SLICE, SLICE, 1).store(ds)
-                    ds = gl.convert_layout(ds, LEFT_ACC)
-                    dk = warpgroup_mma(ds, q, dk, is_async=True)
-                    if h == SLICES - 1:
-                        fence_async_shared()
-                        mbarrier.arrive(full_logits.index(j))
-                    dv, dk = warpgroup_mma_wait(0, deps=(dv, dk))
-                mbarrier.arrive(empty.index(s))
-                s, in_s = following(s, in_s, STAGES)
-                j, in_j = following(j, in_j, 2)
-            mbarrier.arrive(empty_keys.index(b))
+            if PARTIAL and (i_walk * GROUPS + g) * TILE >= keys:
+                s, in_s, j, in_j = _pass(
+                    g, s_logits, full, empty, empty_keys, full_logits, empty_logits,
+                    s, in_s, j, in_j, b, blocks_q, GROUPS, STAGES, TILE,
+                )  # fmt: skip
+            else:
+                s, in_s, j, in_j = _walk(
+                    g, d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad, s_beside, s_beside_k,
+                    s_bias, s_logits, full, empty, empty_keys, full_logits, empty_logits,
+                    s, in_s, j, in_j, b, i_row, i_head, i_walk, heads, queries, keys, blocks_q,
+                    scale, ALONE, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                )  # fmt: skip
             b, in_b = following(b, in_b, 2)
-            # Both leave by TMA, from where the logits of the last two steps went through.
-            at = [i_row, (i_walk * GROUPS + g) * TILE, i_head, 0]
-            box: gl.constexpr = d_grad_v.block_shape
-            mbarrier.wait(empty_logits.index(j), in_j ^ 1)
-            t_dv = s_logits.index(j * GROUPS + g)
-            t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
-            n, in_n = following(j, in_j, 2)
-            mbarrier.wait(empty_logits.index(n), in_n ^ 1)
-            t_dk = s_logits.index(n * GROUPS + g)
-            t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(
-                d_grad_v, at, t_dv._reinterpret(dtype, box, d_grad_v.layout)
-            )
-            tma.async_copy_shared_to_global(
-                d_grad_k, at, t_dk._reinterpret(dtype, box, d_grad_k.layout)
-            )
     tma.store_wait(0)
 
 
@@ -309,6 +352,7 @@ def hopper_backward_kernel(
     ALONE: gl.constexpr,  # each row has its own bias, read as it lies
     TOGETHER: gl.constexpr,  # at_once is heads
     SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
+    PARTIAL: gl.constexpr,  # the last walk has not keys for all groups
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
     SLICES: gl.constexpr,
@@ -360,16 +404,16 @@ def hopper_backward_kernel(
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
-                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
                     MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
-                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
                     MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
@@ -394,24 +438,24 @@ def hopper_backward_kernel(
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
-                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
                     MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
-                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
                     MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(2), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, GROUPS, WIDTH,
-                    STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
                     MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
