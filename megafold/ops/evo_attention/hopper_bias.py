@@ -65,44 +65,38 @@ def _of_tile(
     BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
     dtype: gl.constexpr = s_k.dtype
     i_q += g * TILE
-    if i_q < queries:
-        o_q = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
-        o_k = gl.arange(0, TILE, gl.SliceLayout(0, LOGITS))
-        m = (i_q + o_q < queries)[:, None] & (i_k + o_k < keys)[None, :]
-        p_bias += i_q.to(gl.int64) * stride_bq + i_k.to(gl.int64) * stride_bk
-        o_bias = o_q[:, None] * stride_bq + o_k[None, :] * stride_bk
-        bias = gl.load(p_bias + o_bias, mask=m, other=0.0).to(gl.float32) * LOG2E
-        factor = scale * LOG2E
-        total = gl.zeros([TILE, TILE], gl.float32, LOGITS)
-        for step in range(0, last - first):
-            s = step % STAGES
-            mbarrier.wait(full.index(s), (step // STAGES) & 1)
-            q = s_q.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            do = s_grad.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            e = s_beside.index(s * GROUPS + g)._reinterpret(dtype, [TILE, 16], BESIDE)
-            k = s_k.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            v = s_v.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-            ke = s_beside_k.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
-            zero = gl.zeros([TILE, TILE], gl.float32, LOGITS)
-            x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
-            x = warpgroup_mma(e, ke.permute((1, 0)), x, is_async=True)
-            dp = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
-            dp = warpgroup_mma(e, s_parts.permute((1, 0)), dp, is_async=True)
-            x = warpgroup_mma_wait(2, deps=(x,))
-            w = gl.exp2(x * factor + bias)
-            dp = warpgroup_mma_wait(0, deps=(dp,))
-            mbarrier.arrive(empty.index(s))
-            total += w * dp
-        p_sum += i_q.to(gl.int64) * keys + i_k
-        o_sum = o_q[:, None] * keys + o_k[None, :]
-        if AGAIN:
-            total += gl.load(p_sum + o_sum, mask=m, other=0.0)
-        gl.store(p_sum + o_sum, total, mask=m)
-    else:  # the last queries fill fewer groups
-        for step in range(0, last - first):
-            s = step % STAGES
-            mbarrier.wait(full.index(s), (step // STAGES) & 1)
-            mbarrier.arrive(empty.index(s))
+    o_q = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
+    o_k = gl.arange(0, TILE, gl.SliceLayout(0, LOGITS))
+    m = (i_q + o_q < queries)[:, None] & (i_k + o_k < keys)[None, :]
+    p_bias += i_q.to(gl.int64) * stride_bq + i_k.to(gl.int64) * stride_bk
+    o_bias = o_q[:, None] * stride_bq + o_k[None, :] * stride_bk
+    bias = gl.load(p_bias + o_bias, mask=m, other=0.0).to(gl.float32) * LOG2E
+    factor = scale * LOG2E
+    total = gl.zeros([TILE, TILE], gl.float32, LOGITS)
+    for step in range(0, last - first):
+        s = step % STAGES
+        mbarrier.wait(full.index(s), (step // STAGES) & 1)
+        q = s_q.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        do = s_grad.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        e = s_beside.index(s * GROUPS + g)._reinterpret(dtype, [TILE, 16], BESIDE)
+        k = s_k.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        v = s_v.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        ke = s_beside_k.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
+        zero = gl.zeros([TILE, TILE], gl.float32, LOGITS)
+        x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+        x = warpgroup_mma(e, ke.permute((1, 0)), x, is_async=True)
+        dp = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+        dp = warpgroup_mma(e, s_parts.permute((1, 0)), dp, is_async=True)
+        x = warpgroup_mma_wait(2, deps=(x,))
+        w = gl.exp2(x * factor + bias)
+        dp = warpgroup_mma_wait(0, deps=(dp,))
+        mbarrier.arrive(empty.index(s))
+        total += w * dp
+    p_sum += i_q.to(gl.int64) * keys + i_k
+    o_sum = o_q[:, None] * keys + o_k[None, :]
+    if AGAIN:
+        total += gl.load(p_sum + o_sum, mask=m, other=0.0)
+    gl.store(p_sum + o_sum, total, mask=m)
 
 
 @gluon.jit
