@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")  # as tables of block sizes name them
 L2_OF_AN_H100 = 50 * 2**20
 ALIGNED = 16  # bytes: what a tensor's address, and all steps in it, are multiples of
 _recording = False

@@ -192,7 +192,9 @@ def test_gate_and_value_are_in_memory_once(monkeypatch):
     inputs, grad = drawn("M1024 C136 H272")
     inputs, leaves = leaves_of(inputs)
     monkeypatch.setattr(Launcher, "__call__", lambda self, *tensors: None)
-    peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
+    # Without oneDNN, which on some CPUs copies operands of 16 bits before it multiplies them.
+    with torch.backends.mkldnn.flags(enabled=False):
+        peak = peak_bytes(lambda: torch.autograd.grad(fused(inputs), leaves, grad), DEVICE)
     x, weight = inputs["x"].nbytes, inputs["weight_gate"].nbytes
     # The norm's sums are those of eight programs here; statistics are two numbers of 32 bits.
     assert peak <= 8 * x + 2 * 4 * 1024 + 5.1 * weight
@@ -391,7 +393,7 @@ def explained(shape, dtype=torch.float16):
 
 
 def test_explain_names_the_plan_and_why():
-    lines = explained("M9 C128 H32")
+    lines = [line for line in explained("M9 C128 H32") if not line.startswith("transition.hopper")]
     assert [line.split(":")[0] for line in lines] == list(launch.KERNELS)
     assert all("safe default, C 128" in line or "table of" in line for line in lines)
     (line,) = explained("M9 C129 H32")
@@ -427,7 +429,8 @@ def test_every_kernel_is_among_those_compiled_ahead_of_time():
     names = {variant.name.split()[0] for variant in variants()}
     both = {f"transition.{name}_{way}" for name in BETWEEN for way in ("forward", "backward")}
     sums = {f"transition.{way}_gradients" for way in ("reduce", "split")}
-    assert names == {*launch.KERNELS, *sums, *both, "transition.gate_rows_backward"}
+    others = {"transition.gate_rows_backward", "transition.hopper_weights"}
+    assert names == {*launch.KERNELS, *sums, *both, *others}
     for variant in variants():
         assert list(variant.signature) == variant.kernel.arg_names
 

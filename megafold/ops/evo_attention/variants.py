@@ -9,7 +9,7 @@ import torch
 
 from megafold.ops.evo_attention import hopper, launch
 from megafold.ops.evo_attention.folding import PARTS
-from megafold.ops.hopper import recording
+from megafold.ops.hopper import DEVICES, recording
 from megafold.ops.precision import IEEE, TF32, TF32_BITS, name_of, products_in
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
@@ -90,7 +90,6 @@ HOPPER = (
     (1024, 1024, 4, 32),
     (1, 2048, 16, 32),
 )
-HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
 
 
 def _on_hopper() -> list[KernelVariant]:
@@ -111,7 +110,7 @@ def _on_hopper() -> list[KernelVariant]:
             with recording():
                 launched = recorded(call, f"{name_of(dtype)} S{rows} N{tokens} D{width}")
             known = [v for v in launched if v.name.split()[0] not in launch.KERNELS]
-            found += [replace(v, devices=HOPPER_DEVICES) for v in known]
+            found += [replace(v, devices=DEVICES) for v in known]
     return distinct(found)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.hopper import recording
+from megafold.ops.hopper import DEVICES, recording
 from megafold.ops.layer_norm_linear import hopper, launch
 from megafold.ops.layer_norm_linear.launch import HALVES
 from megafold.ops.recording import distinct, recorded
@@ -30,7 +30,6 @@ SHIPPED = (
 
 # Of more outputs than 128: as many as those of the weight leave room for, and the site above.
 ON_HOPPER = ((147456, 128, 576), (147456, 128, 528), (147456, 128, 512), (147456, 128, 256))
-HOPPER_DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
 
 
 def variants() -> list[KernelVariant]:
@@ -58,7 +57,7 @@ def _on_hopper() -> list[KernelVariant]:
             with recording():
                 launched = variants_of(m, channels, outs, dtype)
             found += [v for v in launched if v.name.split(".")[1].startswith("hopper")]
-    return [replace(v, devices=HOPPER_DEVICES) for v in distinct(found)]
+    return [replace(v, devices=DEVICES) for v in distinct(found)]
 
 
 def _variant(entry: Entry) -> KernelVariant:

@@ -218,7 +218,8 @@ def _fused_backward(
     sums = plan.sums(x) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
-        by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
+        read = (grad,) if stats is not None or x.dtype != gate.dtype else (grad, x)
+        by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype, *read)
         partial = by_units.partial(gate)
         hidden = gate.new_empty((longest, 3 * problem.hidden))
         if stats is not None:
