@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import in_words, is_aligned, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
-from megafold.ops.transition import elementwise, hopper
+from megafold.ops.transition import elementwise
 from megafold.ops.transition.backward import grad_rows_kernel
 from megafold.ops.transition.forward import forward_kernel
 from megafold.ops.transition.weights import (
@@ -117,9 +116,6 @@ def explained(
     for kernel in KERNELS:
         found = config_of(kernel, problem, x.device, weight_gate.dtype)
         lines.append(f"{kernel}: {found.config} ({found.source})")
-    if is_hopper(x.device):
-        why = hopper.why_not(problem, x.device, weight_gate.dtype, GRAD_WEIGHTS)
-        lines.append(f"transition.hopper: gradients of weights {in_words(why)}")
     return tuple(lines)
 
 
@@ -176,23 +172,13 @@ class WeightsPlan(NamedTuple):
 
     config: Config
     splits: int  # of the rows of a chunk
-    on_hopper: bool = False  # by the kernel for Hopper GPUs
 
     @classmethod
     def of(
-        cls, problem: Problem, longest: int, device: torch.device, dtype: torch.dtype,
-        *read: torch.Tensor,
-    ) -> WeightsPlan:  # fmt: skip
-        """The plan for a call.
-
-        Args:
-            longest: rows of its longest chunk.
-            read: the caller's tensors that are multiplied.
-        """
+        cls, problem: Problem, longest: int, device: torch.device, dtype: torch.dtype
+    ) -> WeightsPlan:
+        """The plan for a call; its longest chunk has ``longest`` rows."""
         config = config_of(GRAD_WEIGHTS, problem, device, dtype).config
-        readable = all(is_aligned(t) and t.dtype == dtype for t in read)
-        if readable and not hopper.why_not(problem, device, dtype, GRAD_WEIGHTS):
-            return cls(config, hopper.splits_of(problem.hidden, longest, device), True)
         blocks = _fitted(config, problem)
         tiles = _tiles(problem.hidden, blocks["BLOCK_U"])
         programs = blocks["WAVES"] * multiprocessors(device)
@@ -224,8 +210,6 @@ def launch_grad_rows(
 
 def launch_grad_weights(plan: WeightsPlan, hidden, normalised, grad, partial, first: bool) -> Any:
     """Fill ``partial``, or add to it where this is not the ``first`` chunk of rows."""
-    if plan.on_hopper:
-        return hopper.launch(hidden, normalised, grad, partial, first)
     rows, width = hidden.shape
     problem = Problem(rows, normalised.shape[1], width // 3)
     launcher = _grad_weights(

@@ -218,8 +218,7 @@ def _fused_backward(
     sums = plan.sums(x) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
-        read = (grad,) if stats is not None or x.dtype != gate.dtype else (grad, x)
-        by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype, *read)
+        by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
         partial = by_units.partial(gate)
         hidden = gate.new_empty((longest, 3 * problem.hidden))
         if stats is not None:

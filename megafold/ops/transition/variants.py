@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.hopper import DEVICES, recording
 from megafold.ops.recording import recorded
-from megafold.ops.transition import elementwise, hopper, launch
+from megafold.ops.transition import elementwise, launch
 from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
@@ -37,31 +36,7 @@ def variants() -> list[KernelVariant]:
                 key = " ".join(f"{name}{size}" for name, size in entry.sizes.items())
                 name = f"{entry.kernel} bfloat16 {key} {devices[0]}"
                 found.append(replace(variant(entry), name=name, devices=tuple(devices)))
-    found += [*_reduction(), *(v for sizes in WIDE for v in _between_products(*sizes))]
-    return found + _on_hopper()
-
-
-def _on_hopper() -> list[KernelVariant]:
-    """The kernel that runs on Hopper GPUs alone: of a first chunk of rows, and of others."""
-    if not hopper.has_gluon():
-        return []
-    found = []
-    problem = launch.Problem(ROWS, hopper.CHANNELS, 4 * hopper.CHANNELS)
-    for dtype in hopper.HALVES:
-        grad_hidden = _empty(ROWS, 3 * problem.hidden, dtype=dtype)
-        normalised, y = (_empty(ROWS, problem.channels, dtype=dtype) for _ in range(2))
-        gate = _empty(problem.hidden, problem.channels, dtype=dtype)
-
-        def call(grad_hidden=grad_hidden, normalised=normalised, y=y, gate=gate) -> None:
-            plan = launch.WeightsPlan.of(problem, ROWS, y.device, y.dtype, y)
-            for first in (True, False):
-                launch.launch_grad_weights(
-                    plan, grad_hidden, normalised, y, plan.partial(gate), first
-                )
-
-        with recording():
-            found += recorded(call, str(dtype).removeprefix("torch."))
-    return [replace(v, devices=DEVICES) for v in found]
+    return [*found, *_reduction(), *(v for sizes in WIDE for v in _between_products(*sizes))]
 
 
 def variant(entry: Entry) -> KernelVariant:
