@@ -169,6 +169,11 @@ def test_second_derivative_is_refused_with_a_way_out(shape):
         torch.autograd.grad(sum(g.sum() for g in first), leaves)
 
 
+# GPUs hand out memory in larger steps, and norms have more programs there, each with its sums.
+counted_on_a_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="counts what a CPU's memory takes")
+
+
+@counted_on_a_cpu
 @pytest.mark.parametrize(
     ("shape", "dtype"), [("M1024 C16 H128", torch.float16), ("M1024 C136 H128", torch.float32)]
 )
@@ -187,6 +192,7 @@ def test_one_chunk_at_a_time_is_in_memory(shape, dtype, monkeypatch):
     assert peak(256) - peak(128) <= 1.2 * 128 * dtype.itemsize * (3 * hidden + 2 * channels)
 
 
+@counted_on_a_cpu
 def test_gate_and_value_are_in_memory_once(monkeypatch):
     """At most: output, normalised rows, gate and value or their gradients, the activation."""
     inputs, grad = drawn("M1024 C136 H272")
