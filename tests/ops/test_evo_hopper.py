@@ -182,6 +182,50 @@ def test_only_what_is_asked_for():
     assert_kernels_accurate(inputs, grad)
 
 
+@on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["B1 S1 N128 H16 D24", "B2 S1 N70 K68 H1 D32"])
+def test_a_row_of_its_own_needs_no_more_queries_forward(shape, dtype, monkeypatch):
+    forward = mock.Mock(side_effect=hopper_launch.forward)
+    monkeypatch.setattr(hopper_launch, "forward", forward)
+    assert_kernels_accurate(*attention(shape, dtype))
+    assert forward.call_count == 1
+
+
+def test_which_forward_passes_are_hopper_s(monkeypatch):
+    def why_not(shape):
+        (inputs, _) = attention(shape, torch.bfloat16, device="cpu")
+        q, k, bias = (inputs[name] for name in ("q", "k", "pair_bias"))
+        return hopper.why_not_forward(launch.Problem.of(q, k, bias), q, bias, (launch.FORWARD,))
+
+    assert why_not("B1 S1 N8 K64 H1 D32") == "not a Hopper GPU"
+    monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
+    monkeypatch.setattr(hopper, "has_gluon", lambda: True)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
+    assert why_not("B1 S1 N8 K64 H1 D32") == ""
+    assert "too few" in why_not("B1 S1 N8 K64 H1 D48")
+    assert "too few" in why_not("B1 S65 N8 K64 H4 D32")
+    assert why_not("B1 S66 N8 K64 H4 D32") == ""
+    assert "multiple of 4" in why_not("B1 S1 N8 K66 H1 D32")
+    assert "below 64" in why_not("B1 S1 N64 K60 H1 D32")
+
+
+@pytest.mark.parametrize(
+    ("items", "most", "expected"),
+    [
+        (512, 3, 264),  # two of three: 396 programs would take two turns as well
+        (384, 3, 384),  # all at once
+        (768, 3, 396),
+        (100, 3, 100),
+        (133, 1, 132),
+        (4608, 2, 264),
+    ],
+)
+def test_programs_end_together(items, most, expected, monkeypatch):
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
+    assert hopper.programs_of(items, most, HERE) == expected
+
+
 def test_not_on_other_devices_nor_for_other_calls(monkeypatch):
     def why_not(problem, q, bias, scale=1.0):
         return hopper.why_not_backward(problem, q, bias, scale, launch.GRADIENTS)

@@ -42,7 +42,7 @@ class Forward(NamedTuple):
     """What the forward kernel is compiled with."""
 
     rows: int  # that share tiles of the bias: 1 or 2
-    programs: int  # on one multiprocessor
+    programs: int  # on one multiprocessor, at most
     stages: int
     maxnreg: int  # registers of a thread at the start; 0: as many as there are
     registers: int  # of a thread of the second row
@@ -114,7 +114,8 @@ def why_not_forward(
     if problem.keys % 4 or problem.keys < TILE:
         return f"a number of keys that is no multiple of 4, or below {TILE}"
     items = cdiv(problem.queries, TILE) * problem.heads * problem.total_rows
-    if items < FEWEST_ITEMS * multiprocessors(q.device):
+    alone = problem.rows_per_bias == 1 and width_of(problem) == ALONE_WIDTH
+    if not alone and items < FEWEST_ITEMS * multiprocessors(q.device):
         return "too few queries to fill the GPU"
     return ""
 
@@ -209,6 +210,21 @@ def plan_of(problem: Any, device: torch.device) -> Plan:
     if alone:  # three groups would spill registers
         blocks = tuple(b for b in blocks if b.groups == 2)
     return min(map(of, blocks), key=cost)
+
+
+def programs_of(items: int, most: int, device: torch.device) -> int:
+    """As many programs for items of work as leave no multiprocessor idle for long at the end.
+
+    Args:
+        most: that a multiprocessor runs at a time. They share what it can do; fewer of them wait
+            more, by about a tenth each.
+    """
+    n = multiprocessors(device)
+
+    def cost(each: int) -> float:
+        return cdiv(items, each * n) * each * (1 + 0.1 * (most - each))
+
+    return min(items, min(range(1, most + 1), key=cost) * n)
 
 
 def width_of(problem: Any) -> int:

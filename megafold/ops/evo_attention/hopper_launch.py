@@ -26,6 +26,7 @@ from megafold.ops.evo_attention.hopper import (
     at_once,
     in_lines,
     plan_of,
+    programs_of,
     width_of,
 )
 from megafold.ops.hopper import Box, box, cache_of, described
@@ -264,7 +265,7 @@ def _of_forward(
         int(masked),
         scale,
     )
-    programs = min(items, sizes.programs * multiprocessors(device))
+    programs = programs_of(items, sizes.programs, device)
     options = {"num_warps": 4, **({"maxnreg": sizes.maxnreg} if sizes.maxnreg else {})}
     return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
 
