@@ -121,12 +121,21 @@ class Case:
             name: math.prod(a.shape) * a.stored_as(dtype).itemsize
             for name, a in self.arguments.items()
         }
-        output = math.prod(self.output_shape) * dtype.itemsize
+        output = self.result_bytes("forward", dtype)
         forward = sum(size.values()) + output
+        return forward if direction == "forward" else 2 * forward + self.result_bytes("full", dtype)
+
+    def result_bytes(self, direction: str, dtype: torch.dtype) -> int:
+        """What a call leaves: the output and, in the full direction, the gradient of every input.
+
+        Every implementation holds it; the rest of its peak memory is its own.
+        """
+        check_direction(direction)
+        output = math.prod(self.output_shape) * dtype.itemsize
         if direction == "forward":
-            return forward
-        gradients = sum(n for name, n in size.items() if self.arguments[name].kind != "mask")
-        return 2 * forward + output + gradients
+            return output
+        arguments = (a for a in self.arguments.values() if a.kind != "mask")
+        return output + sum(math.prod(a.shape) * a.stored_as(dtype).itemsize for a in arguments)
 
 
 def check_direction(direction: str) -> None:

@@ -168,7 +168,7 @@ def _compare(args: argparse.Namespace) -> int:
     print(
         "milliseconds are medians; peer/ours above 1: ours is faster; peak MB: ours, beyond the "
         "inputs;\nmemory: ours over flex's (evo_attention), eager's (train_step) or compile's "
-        "(the others)"
+        "(the others);\nwork: the same beyond output and gradients, which all of them hold"
     )
     return 0
 
@@ -184,12 +184,14 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
     }
     columns = " ".join(f"{name:>{width}}" for name, width in widths.items())
     print(f"  {'shape':24} {'direction':9} {columns}  {'best peer':14} {'peer/ours':>9} "
-          f"{'peak MB':>9} {'memory':>7}  run")  # fmt: skip
+          f"{'peak MB':>9} {'memory':>7} {'work':>7}  run")  # fmt: skip
     for c in comparisons:
         times = " ".join(
             f"{c.ms[name]:{width}.3f}" if name in c.ms else f"{'-':>{width}}"
             for name, width in widths.items()
         )
-        memory = "-" if c.memory_ratio is None else f"{c.memory_ratio:.2f}x"
+        memory, work = (
+            "-" if ratio is None else f"{ratio:.2f}x" for ratio in (c.memory_ratio, c.work_ratio)
+        )
         print(f"  {c.shape:24} {c.direction:9} {times}  {c.best_peer:14} {c.speedup:8.2f}x "
-              f"{c.peak_mb[OURS]:9.1f} {memory:>7}  {c.date} {c.revision}")  # fmt: skip
+              f"{c.peak_mb[OURS]:9.1f} {memory:>7} {work:>7}  {c.date} {c.revision}")  # fmt: skip

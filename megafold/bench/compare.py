@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from megafold.bench import cases
+from megafold.bench.memory import MB
 from megafold.bench.records import Record
 
 OURS = "megafold"
@@ -48,6 +52,21 @@ class Comparison:
         """Our peak memory over that of ``memory_peer``; None where the run did not measure that."""
         theirs = self.peak_mb.get(self.memory_peer)
         return self.peak_mb[OURS] / theirs if theirs else None
+
+    @property
+    def work_ratio(self) -> float | None:
+        """The same of the memory beyond output and gradients, which every implementation holds.
+
+        None where the record does not say what those are (a training step), or theirs is nothing.
+        """
+        theirs = self.peak_mb.get(self.memory_peer)
+        if theirs is None or self.op not in cases.SHAPES:
+            return None
+        case, dtype = cases.case(self.op, self.shape), getattr(torch, self.dtype, None)
+        if dtype is None:  # "tf32": operands are fp32
+            dtype = torch.float32
+        held = case.result_bytes(self.direction, dtype) / MB
+        return (self.peak_mb[OURS] - held) / (theirs - held) if theirs > held else None
 
 
 def compare(records: Iterable[Record]) -> list[Comparison]:

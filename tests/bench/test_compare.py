@@ -61,6 +61,30 @@ def test_memory_of_every_operator_but_attention_is_held_against_what_pytorch_fus
     assert compare([replace(one, **changes) for one in rows[:2]])[0].memory_ratio is None
 
 
+def test_work_is_memory_beyond_output_and_gradients():
+    changes = {"op": "layer_norm_linear", "shape": "M1000 C128 O16"}
+    output, gradients = 1000 * 16 * 2, 2 * (1000 * 128 + 2 * 128 + 16 * 128)
+    held = (output + gradients) / 1e6
+    rows = [row("megafold", 1, held + 1, **changes), row("compile", 3, held + 4, **changes)]
+    assert compare(rows)[0].work_ratio == pytest.approx(0.25)
+    held = output / 1e6
+    forward = {"direction": "forward", **changes}
+    rows = [row("megafold", 1, held + 1, **forward), row("compile", 3, held + 2, **forward)]
+    assert compare(rows)[0].work_ratio == pytest.approx(0.5)
+    nothing = row("compile", 3, held, **forward)
+    assert compare([rows[0], nothing])[0].work_ratio is None
+    step = {"op": "train_step", "shape": "af3 N384"}
+    rows = [row("megafold", 1, **step), row("eager", 1, **step)]
+    assert compare(rows)[0].work_ratio is None
+
+
+def test_work_of_masks_and_of_tf32_is_that_of_their_dtypes():
+    changes = {"dtype": "tf32", "shape": "B1 S2 N8 H1 D8"}
+    held = 4 * (4 * 2 * 8 * 8 + 8 * 8) / 1e6  # output, gradients of q, k, v and the bias
+    rows = [row("megafold", 1, held + 1, **changes), row("flex", 1, held + 2, **changes)]
+    assert compare(rows)[0].work_ratio == pytest.approx(0.5)
+
+
 def test_rows_of_two_runs_are_never_set_side_by_side():
     rows = [
         row("megafold", 10, date=FIRST),
@@ -103,8 +127,8 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "folder", lambda: tmp_path)
     records.append(
         [
-            row("megafold", 0.5, 150),
-            row("flex", 1.25, 100),
+            row("megafold", 0.5, 350),
+            row("flex", 1.25, 250),
             row("eager", 7.5, 3564),
             row("megafold", 0.25, 150, direction="forward"),
             row("eager", 3.5, 3564, direction="forward"),
@@ -124,7 +148,8 @@ def test_command_prints_times_and_ratios(capsys):
     (full,) = [line for line in printed.splitlines() if " full " in line]
     assert full.split()[:5] == ["B1", "S384", "N384", "H4", "D32"]
     assert full.split()[5:] == [
-        "full", "0.500", "7.500", "1.250", "flex", "2.50x", "150.0", "1.50x", FIRST, "abc",
+        "full", "0.500", "7.500", "1.250", "flex", "2.50x", "350.0", "1.40x", "2.03x", FIRST,
+        "abc",
     ]  # fmt: skip
     (forward,) = [line for line in printed.splitlines() if " forward " in line]
     assert forward.split()[5:11] == ["forward", "0.250", "3.500", "-", "eager", "14.00x"]

@@ -4,12 +4,12 @@ More than 128 outputs leave no program room for S ``[O, C]`` and the weight at o
 the two sums are those of :mod:`~megafold.ops.layer_norm_linear.kernels`). So programs are of two
 kinds, which walk over the rows side by side: what one kind reads, the other finds in L2.
 
-- The first hold the weight in shared memory. They take 128 rows at a time: the gradient of x,
-  and the sums over rows for both parameters of the norm.
-- The others hold ``S^T`` of 256 outputs in registers. They take 64 rows at a time.
+- The first hold the weight in shared memory: the gradient of x, and that of the norm's bias, a sum
+  over rows of what they have anyway. Two groups of four warps take 64 rows in turn.
+- The others hold ``S^T`` of 256 outputs in registers, 64 channels in each of two groups of four
+  warps. Four more warps add up t.
 
-In both, two groups of four warps multiply and one warp fetches tiles by TMA; in the second kind
-four more warps add up t. Shared memory is one pool of tiles of 64 by 128 numbers.
+In both one more warp fetches tiles by TMA. Shared memory is one pool of tiles of 64 by 128 numbers.
 """
 
 from __future__ import annotations

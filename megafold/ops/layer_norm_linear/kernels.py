@@ -15,7 +15,7 @@ so that nothing else is summed over rows. Programs sum over rows of their own, a
 adds up what they found, in a fixed order. Up to as many outputs as one program has registers for
 (``backward_kernel``) the gradient of x is taken on the way, and x and the gradient of the output
 are read once; beyond, the gradient of x (``grad_x_kernel``) and the sums (``product_kernel``)
-each read them.
+each read them. (On Hopper GPUs there is one kernel for both: ``hopper_backward``.)
 
 SHARED says that tensor cores take their operands from shared memory, as Hopper's do. The weight
 then stays there, and t is a product with ones: it costs next to nothing, where a sum over the rows
