@@ -22,7 +22,7 @@ TILE = 64  # rows of a tile of shared memory, of which there are 14
 MOST_OUTS = 9 * TILE  # of which the weight leaves three tiles to fetch ahead
 LEAST_OUTS = 129  # up to 128 one program holds all there is
 SLICE = 256  # outputs of a program that sums for the weight
-FEWEST_ROWS = 32_768
+FEWEST_ROWS = 32_768  # at which it was measured to be faster; of fewer it is not known
 REGISTERS = 208
 # Of the programs those that sum for the weight, by its tiles: the two kinds then go through the
 # rows at one pace, and what one reads the other finds in L2. The fastest of three to seven shares
@@ -94,7 +94,7 @@ def plan_of(outs: int, device: torch.device) -> Plan:
 def launch(
     grad, x, norm_weight, weight, stats, grad_x, products, totals, of_weight, of_bias, plan: Plan
 ) -> Any:  # fmt: skip
-    """Fill ``grad_x`` and the sums: see :func:`sums_of` for their shapes."""
+    """Fill ``grad_x`` and the sums, whose shapes are said beside the kernel's arguments."""
     launcher = _launcher(
         plan, x.shape[0], weight.shape[0], weight.stride(0), x.dtype, x.device, layout(norm_weight)
     )
