@@ -26,7 +26,7 @@ FEWEST_ROWS = 32_768  # at which it was measured to be faster; of fewer it is no
 REGISTERS = 208
 # Of the programs those that sum for the weight, by its tiles: the two kinds then go through the
 # rows at one pace, and what one reads the other finds in L2. The fastest of three to seven shares
-# each on an H100; another is slower by a third where they drift apart.
+# each on an H100; where they drift apart it takes up to two thirds longer.
 SHARES = {3: 0.5, 4: 0.5, 5: 0.61, 6: 0.61, 7: 0.56, 8: 0.5, 9: 0.5}
 HALVES = (torch.float16, torch.bfloat16)
 
