@@ -297,8 +297,10 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     keys = torch.empty(rows, problem.keys, folding.COLUMNS, dtype=dtype, device=HERE)
     fold = hopper_launch._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
     found = torch.empty(stats.shape[1:], device=HERE)
-    fold(out, grad, stats, queries, found)
-    hopper_launch._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys)
+    beyond = torch.full((), 7, dtype=torch.int32, device=HERE)
+    hopper_launch._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys, beyond)
+    fold(out, grad, stats, queries, found, beyond)
+    assert beyond == 0
 
     beside = torch.einsum(
         "rhne,rme->rhnm", queries.double(), keys.double().expand(problem.total_rows, -1, -1)
@@ -328,6 +330,26 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     )
 
 
+@pytest.mark.parametrize("value", [1025.0, -1025.0, float("nan"), float("inf")])
+def test_one_shift_too_large_for_folded_products_is_told(value):
+    inputs, grad = attention("B2 S3 N150 H2 D32", torch.float16)
+    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
+    of_queries = (problem.total_rows, problem.heads, problem.queries)
+    stats = torch.ones(2, *of_queries, device=HERE)
+    queries = torch.empty(*of_queries, folding.COLUMNS, dtype=torch.float16, device=HERE)
+    fold = hopper_launch._fold_queries(problem, torch.float16, HERE, 1.0, launch.layout(grad))
+
+    def told():
+        beyond = torch.zeros((), dtype=torch.int32, device=HERE)
+        fold(grad, grad, stats, queries, torch.empty(of_queries, device=HERE), beyond)
+        return beyond.item()
+
+    stats[0, 4, 1, 149] = folding.PEAK
+    assert told() == 0
+    stats[0, 4, 1, 149] = value
+    assert told() == 1
+
+
 @on_hopper
 def test_captured_in_a_graph(ran):
     inputs, grad = attention("B1 S72 N64 H4 D32", torch.bfloat16)
@@ -341,20 +363,6 @@ def test_captured_in_a_graph(ran):
     graph.replay()
     assert torch.equal(results["output"], 2.0 * expected["output"])
     assert ran.call_count == 2
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_a_mask_is_spread_to_full_tiles(masked):
-    inputs, _ = attention("B2 S3 N5 K70 H1 D32", torch.float16)
-    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
-    mask = launch.spread(inputs["mask"], problem) if masked else None
-    added = torch.full((6 if masked else 1, 128), float("nan"), device=HERE)
-    hopper_launch._spread_mask(problem, HERE, launch.layout(mask))(mask, added)
-    expected = torch.full_like(added, float("-inf"))
-    expected[:, :70] = 0.0
-    if masked:
-        expected[:, :70].masked_fill_(~mask.flatten(0, 1), float("-inf"))
-    assert torch.equal(added, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -377,8 +385,11 @@ def test_sums_of_ranges_of_keys_are_added_up_in_their_order(ranges):
     problem = launch.Problem.of(q, q.new_empty(2, 1, 260, 3, 24), bias)
     plan = hopper.plan_of(problem, HERE)._replace(ranges=ranges)
     sums = torch.randn(ranges, 2, 3, 128, 24, generator=torch.Generator().manual_seed(1)).to(HERE)
+    # As threads hold a tile: 16 queries of a warp are 2 by 8, eight channels 4 by 2.
+    tiles = sums.view(ranges, 2, 3, 2, 4, 2, 8, 3, 4, 2)
+    held = tiles.permute(0, 1, 2, 3, 7, 4, 6, 8, 5, 9).contiguous()
     with mock.patch.object(hopper_launch, "plan_of", return_value=plan):
-        hopper_launch._add_ranges.__wrapped__(problem, q.dtype, HERE, 0.3)(sums, q)
+        hopper_launch._add_ranges.__wrapped__(problem, q.dtype, HERE, 0.3)(held, q)
     total = sums[0].clone()
     for i in range(1, ranges):
         total += sums[i]

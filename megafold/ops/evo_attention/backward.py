@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megafold.ops.evo_attention.folding import PEAK
 from megafold.ops.evo_attention.tiles import (
     ahead,
     at,
@@ -24,16 +23,14 @@ from megafold.ops.evo_attention.tiles import (
 )
 from megafold.ops.products import add_dot, dot
 
-_PEAK: tl.constexpr = tl.constexpr(PEAK)
-
 
 @triton.jit
-def done(p_peak):
+def done(p_beyond):
     """Whether kernels of folded products have found the gradients: where shifts are moderate."""
-    if p_peak is None:
+    if p_beyond is None:
         return False
     else:
-        return tl.load(p_peak) <= _PEAK
+        return tl.load(p_beyond) == 0
 
 
 @triton.jit
@@ -43,7 +40,7 @@ def grad_q_kernel(
     p_delta,  # fp32 [B S, H, N], written: sum_d out grad, over the sum of the weights unless EXACT
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_grad_bias,  # [B, H, N, M], contiguous, written where STORE_BIAS
-    p_peak,  # fp32, the largest shift, or None: see `done`
+    p_beyond,  # int32, or None: see `done`
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -70,7 +67,7 @@ def grad_q_kernel(
     On the way it leaves delta for the other kernels and, where every bias belongs to one row,
     the gradient of the bias, which then is that of the logits.
     """
-    if done(p_peak):
+    if done(p_beyond):
         return
     blocks = tl.cdiv(queries, BLOCK_Q)
     i_q = (tl.program_id(0) % blocks) * BLOCK_Q
@@ -233,7 +230,7 @@ def grad_kv_kernel(
     p_delta,  # fp32 [B S, H, N], as the kernel for q left it
     p_grad_k,  # [B, S, M, H, D], contiguous, written
     p_grad_v,  # [B, S, M, H, D], contiguous, written
-    p_peak,
+    p_beyond,
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -262,7 +259,7 @@ def grad_kv_kernel(
     statistics are known, so it is set to zero at the end. (Its logit may exceed the maximum that
     was taken without it, and its weight overflow; that stays in its own row.)
     """
-    if done(p_peak):
+    if done(p_beyond):
         return
     blocks = tl.cdiv(keys, BLOCK_K)
     i_k = (tl.program_id(0) % blocks) * BLOCK_K
@@ -381,7 +378,7 @@ def grad_kv_kernel(
 def grad_bias_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad, p_delta,  # as above
     p_grad_bias,  # [groups, B or 1, H, N, M], contiguous, written
-    p_peak,
+    p_beyond,
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -407,7 +404,7 @@ def grad_bias_kernel(
 
     Bias and sum stay in registers while the rows pass by: neither is read or written again.
     """
-    if done(p_peak):
+    if done(p_beyond):
         return
     blocks_q, blocks_k = tl.cdiv(queries, BLOCK_Q), tl.cdiv(keys, BLOCK_K)
     i_tile = tl.program_id(0) % (blocks_q * blocks_k)

@@ -32,6 +32,7 @@ from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile
 COLUMNS = 16  # the fewest that tensor cores multiply
 PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
 DELTA = 4  # the first column of delta
+_PEAK = tl.constexpr(PEAK)
 
 
 class Parts(NamedTuple):
@@ -70,6 +71,7 @@ def fold_queries_kernel(
     p_stats,  # fp32 [2, B S, H, N]: shifts, and one over the sums
     p_beside,  # [B S, H, N, 16], written
     p_delta,  # fp32 [B S, H, N], written: delta over the sum of the weights, as in `backward`
+    p_beyond,  # int32, set to 1 where a shift is beyond PEAK
     stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
     scale, rows, stride_inverse, queries, heads, width,
     UNIT: tl.constexpr,
@@ -95,6 +97,9 @@ def fold_queries_kernel(
     b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)
     i_first = (i_row.to(tl.int64) * heads + i_head) * queries + i_q
     b_shift = tl.load(p_stats + i_first + o_q, mask=m, other=0.0)
+    b_beyond = tl.where(tl.abs(b_shift) <= _PEAK, 0, 1)  # of NaN, too
+    if tl.max(b_beyond, 0) > 0:
+        tl.store(p_beyond, 1)  # whoever does: no program stores anything else
     b_inverse = tl.load(p_stats + stride_inverse + i_first + o_q, mask=m, other=0.0)
     # A query that has no key has no weights: a logarithm beyond every exponential.
     b_some = b_inverse > 0.0
@@ -111,18 +116,21 @@ def fold_queries_kernel(
 def fold_keys_kernel(
     p_mask,  # bool [B, S, M], any strides, or None
     p_beside,  # [B S or 1, M, 16], written
+    p_beyond,  # int32, set to 0
     stride_mb, stride_ms, stride_mk, rows, keys,
     UNIT: tl.constexpr,
     LARGE: tl.constexpr,
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The columns beside BLOCK keys of one row."""
+    """The columns beside BLOCK keys of one row; runs before those of the queries."""
     blocks = tl.cdiv(keys, BLOCK)
     i_row = tl.program_id(0) // blocks
     o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     o_c = tl.arange(0, 16)[None, :]
     m = o_k < keys
+    if tl.program_id(0) == 0:
+        tl.store(p_beyond, 0)
     b = tl.zeros([BLOCK, 16], tl.float32)
     for i in tl.static_range(3):
         b = tl.where(o_c == i, UNIT[i], b)
@@ -158,43 +166,27 @@ def turn_bias_kernel(
 
 @triton.jit
 def add_ranges_kernel(
-    p_sums,  # fp32 [ranges, B S, H, N to full tiles, D]
+    p_sums,  # fp32 [ranges, B S, H, N in tiles, 64 D], as `hopper_backward` holds them
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     scale, ranges, stride_range, heads, queries, padded, width,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK numbers of the gradient of q in one head of one row, from what the ranges add to it."""
     i_head = tl.program_id(0) % heads
-    blocks = tl.cdiv(queries * width, BLOCK)
+    blocks = tl.cdiv(padded * width, BLOCK)
     rest = tl.program_id(0) // heads
     i_row = rest // blocks
     o = rest % blocks * BLOCK + tl.arange(0, BLOCK)
-    m = o < queries * width
+    m = o < padded * width
     p_sums += (i_row.to(tl.int64) * heads + i_head) * padded * width
     b = tl.zeros([BLOCK], tl.float32)
     for _ in range(0, ranges):
         b += tl.load(p_sums + o, mask=m, other=0.0)
         p_sums += stride_range.to(tl.int64)
+    # By eight channels, 16 queries of a warp, and threads, which have two of each.
+    o_tile = o % (64 * width)
+    i_q = o // (64 * width) * 64 + o_tile // 128 % 4 * 16 + o // 2 % 2 * 8 + o // 16 % 8
+    i_d = o_tile // 512 * 8 + o // 4 % 4 * 2 + o % 2
     p_grad_q += i_row.to(tl.int64) * queries * heads * width + i_head * width
-    p = p_grad_q + (o // width) * (heads * width) + o % width
-    tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m)
-
-
-@triton.jit
-def spread_mask_kernel(
-    p_mask,  # bool [B, S, M], any strides, or None
-    p_added,  # fp32 [B S or 1, padded M], written
-    stride_mb, stride_ms, stride_mk, rows, keys, padded,
-    HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """What is added to the logits of BLOCK keys of one row: 0, or -inf where they are left out."""
-    blocks = tl.cdiv(padded, BLOCK)
-    i_row = tl.program_id(0) // blocks
-    o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    p_row = p_mask
-    if HAS_MASK:
-        p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
-    b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
-    b = tl.where(b_kept, 0.0, float("-inf"))
-    tl.store(p_added + i_row.to(tl.int64) * padded + o_k, b, mask=o_k < padded)
+    p = p_grad_q + i_q * (heads * width) + i_d
+    tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m & (i_q < queries))

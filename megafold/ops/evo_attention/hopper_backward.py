@@ -109,6 +109,26 @@ def _fetch(
 
 
 @gluon.jit
+def _as_held(x):
+    """The numbers of a tile ``[queries, channels]`` so that what a thread holds lies together.
+
+    By eight channels, warps of 16 queries and threads, each with two queries and two channels: so
+    a warp reads and writes whole lines, 16 bytes a thread.
+    """
+    TILE: gl.constexpr = x.shape[0]
+    WIDTH: gl.constexpr = x.shape[1]
+    x = gl.reshape(x, (TILE // 16, 2, 8, WIDTH // 8, 4, 2))
+    return gl.reshape(gl.permute(x, (3, 0, 2, 4, 1, 5)), (TILE * WIDTH,))
+
+
+@gluon.jit
+def _as_tile(x, TILE: gl.constexpr, WIDTH: gl.constexpr):
+    """What :func:`_as_held` has put in order, as a tile again."""
+    x = gl.reshape(x, (WIDTH // 8, TILE // 16, 8, 4, 2, 2))
+    return gl.reshape(gl.permute(x, (1, 4, 2, 0, 3, 5)), (TILE, WIDTH))
+
+
+@gluon.jit
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, width, queries, blocks_q, walks, walks_each, scale,
@@ -120,14 +140,10 @@ def _of_queries(
     dtype: gl.constexpr = s_k.dtype
     o_q = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
     o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
-    o_sum = o_q[:, None] * WIDTH + o_d[None, :]
-    m_sum = (o_q >= 0)[:, None] & (o_d < WIDTH)[None, :]
-    tile = TILE * WIDTH
+    HELD: gl.constexpr = _as_held(gl.zeros([TILE, WIDTH], gl.float32, ACC)).type.layout
+    o_sum = gl.arange(0, TILE * WIDTH, HELD)
+    tile = TILE * width  # without what fills up the width, which comes last
     p_item = p_sums + gl.program_id(0).to(gl.int64) * (blocks_q * tile)
-    if SPLIT:  # sums of all items are kept, so without what fills up the width
-        o_sum = o_q[:, None] * width + o_d[None, :]
-        m_sum = (o_q >= 0)[:, None] & (o_d < width)[None, :]
-        tile = TILE * width
     j, in_j = 0, 0
     b, in_b = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
@@ -141,8 +157,8 @@ def _of_queries(
             mbarrier.wait(full_keys.index(b), in_b)
             for i in range(0, blocks_q):
                 p_sum = p_item + i * tile + o_sum
-                again = m_sum & (o_q + (i_walk - walk) * TILE >= TILE)[:, None]
-                before = gl.load(p_sum, mask=again, other=0.0)
+                there = gl.where(i_walk > walk, tile, 0)
+                before = gl.load(p_sum, mask=o_sum < there, other=0.0)
                 mbarrier.wait(full_logits.index(j), in_j)
                 acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
                 for g in gl.static_range(GROUPS):
@@ -151,16 +167,17 @@ def _of_queries(
                     acc = warpgroup_mma(ds, k, acc, use_acc=g > 0, is_async=True)
                 acc = warpgroup_mma_wait(0, deps=(acc,))
                 mbarrier.arrive(empty_logits.index(j))
-                acc = acc + before
+                total = _as_held(acc) + before
                 if SPLIT:
-                    gl.store(p_sum, acc, mask=m_sum)
+                    gl.store(p_sum, total, mask=o_sum < tile)
                 elif i_walk == walks - 1:
+                    acc = gl.convert_layout(_as_tile(total, TILE, WIDTH), ACC)
                     m = (i * TILE + o_q < queries)[:, None] & (o_d < width)[None, :]
                     p = p_grad_q + (i_out + i.to(gl.int64) * TILE * heads) * width
                     o = o_q[:, None] * (heads * width) + o_d[None, :]
                     gl.store(p + o, (acc * scale).to(dtype), mask=m)
                 else:
-                    gl.store(p_sum, acc)
+                    gl.store(p_sum, total, mask=o_sum < tile)
                 j, in_j = following(j, in_j, 2)
             mbarrier.arrive(empty_keys.index(b))
             b, in_b = following(b, in_b, 2)
@@ -335,10 +352,10 @@ def hopper_backward_kernel(
     d_beside_k,  # [B S or 1, M, 16], beside k
     d_bias,  # fp32, in boxes of 64 by 64: [B or 1 times H, M, N], times log2 e; ALONE: the bias
     d_grad_k, d_grad_v,  # [B S, M, H, D], contiguous, written
-    p_peak,  # fp32: the largest shift
+    p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_grad_bias,  # fp32 [B S, H, N, M], written where ALONE; else not used
-    p_sums,  # fp32 [programs, N to full tiles, WIDTH]; SPLIT: [items, N to full tiles, D], written
+    p_sums,  # fp32 [programs, or SPLIT: items; N in tiles; 64 D as in `_as_held`], written
     items,  # B S H, times the ranges of keys
     rows,  # B S
     heads,
@@ -348,7 +365,6 @@ def hopper_backward_kernel(
     blocks_q, walks,
     walks_each,  # of a range of keys
     scale,
-    PEAK: gl.constexpr,
     ALONE: gl.constexpr,  # each row has its own bias, read as it lies
     TOGETHER: gl.constexpr,  # at_once is heads
     SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
@@ -365,8 +381,8 @@ def hopper_backward_kernel(
     MIXED_BIAS: gl.constexpr, TILED: gl.constexpr,
     MIXED_LOGITS: gl.constexpr,  # layouts in shared memory: see `hopper`
 ):  # fmt: skip
-    """All three gradients, where the largest shift is at most PEAK; else nothing."""
-    items = gl.where(gl.load(p_peak) <= PEAK, items, 0)
+    """All three gradients, unless a shift is too large; then nothing."""
+    items = gl.where(gl.load(p_beyond) == 0, items, 0)
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     dtype: gl.constexpr = d_q.dtype
     s_q = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_q.layout)

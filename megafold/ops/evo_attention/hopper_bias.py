@@ -105,7 +105,7 @@ def hopper_bias_kernel(
     d_beside,  # [B S H, N, 16], beside q
     d_beside_k,  # [B S or 1, M, 16], beside k
     p_bias,  # [B or 1, H, N, M], any strides
-    p_peak,  # fp32: the largest shift
+    p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
     p_sums,  # fp32 [groups, B or 1, H, N, M], written
     stride_bb, stride_bh, stride_bq, stride_bk,
     heads,
@@ -115,14 +115,13 @@ def hopper_bias_kernel(
     queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     scale,
-    PEAK: gl.constexpr,
     AGAIN: gl.constexpr,  # what other launches left is added to
     STAGES: gl.constexpr,
     WIDTH: gl.constexpr,
     TILE: gl.constexpr,
     UNIT: gl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of one group, where the largest shift is at most PEAK; else nothing."""
+    """Sums over rows of one group, unless a shift is too large; then nothing."""
     i_head = gl.program_id(0) % at_once
     rest = gl.program_id(0) // at_once
     strips, blocks = gl.cdiv(queries, GROUPS * TILE), gl.cdiv(keys, TILE)
@@ -138,7 +137,7 @@ def hopper_bias_kernel(
     last = gl.minimum(last, first + rows_at_once)
     p_bias += i_bias.to(gl.int64) * stride_bb + i_head.to(gl.int64) * stride_bh
     p_sums += (rest * heads + i_head).to(gl.int64) * queries * keys
-    tame = gl.load(p_peak) <= PEAK
+    tame = gl.load(p_beyond) == 0
     last = gl.where(tame, last, first)
     queries = gl.where(tame, queries, 0)  # nothing is stored
 

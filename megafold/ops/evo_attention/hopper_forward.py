@@ -1,9 +1,10 @@
 """EvoAttention's forward pass on Hopper's own instructions (Gluon).
 
 As :mod:`~megafold.ops.evo_attention.forward`, one block of 64 queries at a time, but four warps do
-nothing but compute and one nothing but fetch tiles by TMA; programs share a multiprocessor and take
-one block after another. With two ``ROWS``, two groups of four warps take the same queries and head
-of neighbouring rows, and share the tiles of the bias. The mask is added to logits, as fp32.
+nothing but compute and one nothing but fetch, tiles by TMA and the mask by itself; programs share a
+multiprocessor and take one block after another. With two ``ROWS``, two groups of four warps take
+the same queries and head of neighbouring rows, and share the tiles of the bias. The mask is added
+to logits, as fp32.
 """
 
 from __future__ import annotations
@@ -42,18 +43,38 @@ def _place(
 
 
 @gluon.jit
+def _added(p_mask, o_rows, o_k, stride_mk, keys, HAS_MASK: gl.constexpr):
+    """What is added to the logits of rows: 0, or -inf where a key is left out."""
+    kept = (o_rows >= 0) & (o_k < keys)
+    if HAS_MASK:
+        kept = gl.load(p_mask + (o_rows + o_k.to(gl.int64) * stride_mk), mask=kept, other=0) != 0
+    return gl.where(kept, 0.0, float("-inf"))
+
+
+@gluon.jit
 def _fetch(
-    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty,
-    items, blocks_q, heads, groups_per_bias, rows_per_bias, keys, masks,
+    d_q, d_k, d_v, d_bias, p_mask, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q, full, empty,
+    stride_mb, stride_ms, stride_mk,
+    items, blocks_q, heads, groups_per_bias, rows_per_bias, rows, keys,
+    HAS_MASK: gl.constexpr,
     ROWS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """The warp that fetches; where rows end before ROWS, some of the next bias or zeros."""
+    """The warp that fetches; where rows end before ROWS, some of the next bias or zeros.
+
+    The mask it reads itself, a tile ahead, for what is added to the logits is in fp32.
+    """
+    LINES: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [1, 1], [1, 0])
+    o_r = gl.arange(0, ROWS, gl.SliceLayout(1, LINES))
+    o_k = gl.arange(0, TILE, gl.SliceLayout(0, LINES))[None, :]
     s, in_s = 0, 0
     in_q = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        i_q, i_head, i_bias, i_row, _ = _place(
+        i_q, i_head, i_bias, i_row, left_over = _place(
             item, blocks_q, heads, groups_per_bias, rows_per_bias, TILE, ROWS
         )
+        i_rows = (i_row + gl.minimum(o_r, left_over - 1)).to(gl.int64)[:, None]
+        o_rows = i_rows // rows * stride_mb + i_rows % rows * stride_ms
+        added = _added(p_mask, o_rows, o_k, stride_mk, keys, HAS_MASK)
         mbarrier.wait(empty_q, in_q ^ 1)
         mbarrier.expect(full_q, ROWS * TILE * WIDTH * 2)
         for r in gl.static_range(ROWS):
@@ -63,7 +84,7 @@ def _fetch(
         for i_k in range(0, keys, TILE):
             bar = full.index(s)
             mbarrier.wait(empty.index(s), in_s ^ 1)
-            mbarrier.expect(bar, ROWS * (TILE * WIDTH * 4 + TILE * 4) + TILE * TILE * 4)
+            mbarrier.expect(bar, ROWS * TILE * WIDTH * 4 + TILE * TILE * 4)
             at_bias = [i_bias * heads + i_head, i_q, i_k]
             for r in gl.static_range(ROWS):
                 at = [i_row + r, i_k, i_head, 0]
@@ -71,9 +92,10 @@ def _fetch(
                 tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(i_s))
                 if r == 0:
                     tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(s))
-                at_mask = [(i_row + r) * masks, i_k]
-                tma.async_copy_global_to_shared(d_mask, at_mask, bar, s_mask.index(i_s))
                 tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(i_s))
+            s_mask.index(s).store(added)
+            mbarrier.arrive(bar)
+            added = _added(p_mask, o_rows, i_k + TILE + o_k, stride_mk, keys, HAS_MASK)
             s, in_s = following(s, in_s, STAGES)
 
 
@@ -117,17 +139,17 @@ def _attend(
             k = s_k.index(s * ROWS + r)._reinterpret(dtype, [TILE, WIDTH], KEYS)
             v = s_v.index(s * ROWS + r)._reinterpret(dtype, [TILE, WIDTH], KEYS)
             t_bias = s_bias.index(s)._reinterpret(gl.float32, [TILE, TILE], MIXED_BIAS)
-            t_mask = s_mask.index(s * ROWS + r)._reinterpret(gl.float32, [TILE], LINE)
+            t_mask = s_mask.index(s)._reinterpret(gl.float32, [ROWS * TILE], LINE)
             # The keys in halves, so that fewer numbers are in registers at once.
             zero = gl.zeros([TILE, HALF], gl.float32, LOGITS)
             k_0, k_1 = k.slice(0, HALF).permute((1, 0)), k.slice(HALF, HALF).permute((1, 0))
             x_0 = warpgroup_mma(q, k_0, zero, use_acc=False, is_async=True)
             x_1 = warpgroup_mma(q, k_1, zero, use_acc=False, is_async=True)
-            mask = t_mask.slice(0, HALF).load(gl.SliceLayout(0, LOGITS))
+            mask = t_mask.slice(r * TILE, HALF).load(gl.SliceLayout(0, LOGITS))
             bias = t_bias.slice(0, HALF, 1).load(LOGITS)
             x_0 = warpgroup_mma_wait(1, deps=(x_0,))
             x_0 = x_0 * scale + bias + mask[None, :]
-            mask = t_mask.slice(HALF, HALF).load(gl.SliceLayout(0, LOGITS))
+            mask = t_mask.slice(r * TILE + HALF, HALF).load(gl.SliceLayout(0, LOGITS))
             bias = t_bias.slice(HALF, HALF, 1).load(LOGITS)
             x_1 = warpgroup_mma_wait(0, deps=(x_1,))
             x_1 = x_1 * scale + bias + mask[None, :]
@@ -173,18 +195,18 @@ def _attend(
 @gluon.jit
 def hopper_forward_kernel(
     d_q, d_k, d_v,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
-    d_mask,  # fp32 [B S or 1, M to full tiles]: 0, or -inf where a key is left out
     d_bias,  # fp32 [B or 1 times H, N, M], in boxes of 64 by 64
     d_out,  # [B S, N, H, D], contiguous, written
+    p_mask,  # bool [B, S, M], any strides, or None
     p_stats,  # fp32 [2, B S, H, N], written
+    stride_mb, stride_ms, stride_mk,
     items,  # blocks of queries of all heads and groups of rows
     blocks_q, heads,
     groups_per_bias,  # groups of ROWS rows that share a bias
-    rows_per_bias,
+    rows_per_bias, rows,
     stride_inverse,  # B S H N: between the two statistics
-    queries, keys,
-    masks,  # 1, or 0 where there is no mask: rows of d_mask in one row
-    scale,
+    queries, keys, scale,
+    HAS_MASK: gl.constexpr,
     ROWS: gl.constexpr,  # at a time: 1 or 2
     STAGES: gl.constexpr,  # tiles of keys that are fetched ahead
     REGISTERS: gl.constexpr,  # of a thread of the second row
@@ -199,7 +221,8 @@ def hopper_forward_kernel(
     s_k = gl.allocate_shared_memory(dtype, [STAGES * ROWS, 1, TILE, 1, WIDTH], d_k.layout)
     s_v = gl.allocate_shared_memory(dtype, [STAGES * ROWS, 1, TILE, 1, WIDTH], d_v.layout)
     s_bias = gl.allocate_shared_memory(gl.float32, [STAGES, 1, TILE, TILE], d_bias.layout)
-    s_mask = gl.allocate_shared_memory(gl.float32, [STAGES * ROWS, 1, TILE], d_mask.layout)
+    PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    s_mask = gl.allocate_shared_memory(gl.float32, [STAGES, ROWS, TILE], PLAIN)
     s_out = gl.allocate_shared_memory(dtype, [ROWS, 1, TILE, 1, WIDTH], d_out.layout)
     full_q = gl.allocate_shared_memory(gl.int64, [1], BAR)
     empty_q = gl.allocate_shared_memory(gl.int64, [1], BAR)
@@ -208,7 +231,7 @@ def hopper_forward_kernel(
     mbarrier.init(full_q, 1)
     mbarrier.init(empty_q, ROWS)
     for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), 1)
+        mbarrier.init(full.index(i), 2)
         mbarrier.init(empty.index(i), ROWS)
     # Arguments are written out for each role: a tuple kept under a name loses its constants.
     if ROWS == 1:
@@ -221,9 +244,10 @@ def hopper_forward_kernel(
                     MIXED_QUERIES, MIXED_BIAS,
                 )),
                 (_fetch, (
-                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
-                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
-                    masks, ROWS, WIDTH, STAGES, TILE,
+                    d_q, d_k, d_v, d_bias, p_mask, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
+                    full, empty, stride_mb, stride_ms, stride_mk, items, blocks_q, heads,
+                    groups_per_bias, rows_per_bias, rows, keys, HAS_MASK, ROWS, WIDTH, STAGES,
+                    TILE,
                 )),
             ],
             [1],
@@ -245,9 +269,10 @@ def hopper_forward_kernel(
                     MIXED_QUERIES, MIXED_BIAS,
                 )),
                 (_fetch, (
-                    d_q, d_k, d_v, d_mask, d_bias, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
-                    full, empty, items, blocks_q, heads, groups_per_bias, rows_per_bias, keys,
-                    masks, ROWS, WIDTH, STAGES, TILE,
+                    d_q, d_k, d_v, d_bias, p_mask, s_q, s_k, s_v, s_mask, s_bias, full_q, empty_q,
+                    full, empty, stride_mb, stride_ms, stride_mk, items, blocks_q, heads,
+                    groups_per_bias, rows_per_bias, rows, keys, HAS_MASK, ROWS, WIDTH, STAGES,
+                    TILE,
                 )),
             ],
             [4, 1],

@@ -13,11 +13,9 @@ import torch
 from megafold.ops.evo_attention.folding import (
     COLUMNS,
     PARTS,
-    PEAK,
     add_ranges_kernel,
     fold_keys_kernel,
     fold_queries_kernel,
-    spread_mask_kernel,
     turn_bias_kernel,
 )
 from megafold.ops.evo_attention.hopper import (
@@ -42,16 +40,11 @@ BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split 
 
 def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
     """Fill ``out`` and ``stats``; arguments as those of the launches of ``forward``."""
-    padded = cdiv(problem.keys, TILE) * TILE
-    rows = 1 if mask is None else problem.total_rows
-    added = torch.empty((rows, padded), dtype=torch.float32, device=q.device)
+    boxes = _boxes(width_of(problem), q.dtype)
+    operands = (described(t, boxes.operand) for t in (q, k, v))
+    launcher = _of_forward(problem, q.dtype, q.device, scale, layout(mask))
     with on(q.device):
-        _spread_mask(problem, q.device, layout(mask))(mask, added)
-        boxes = _boxes(width_of(problem), q.dtype)
-        operands = [described(t, boxes.operand) for t in (q, k, v)]
-        operands += [described(added, boxes.mask), described(bias, boxes.bias)]
-        launcher = _of_forward(problem, q.dtype, q.device, scale, mask is not None)
-        launcher(*operands, described(out, boxes.operand), stats)
+        launcher(*operands, described(bias, boxes.bias), described(out, boxes.operand), mask, stats)
 
 
 def backward(
@@ -61,20 +54,20 @@ def backward(
     """Fill delta and the gradients; that of a bias which rows share as sums that make it up.
 
     Returns:
-        The largest shift, fp32 ``[]``: where it exceeds PEAK nothing but delta was filled. The
+        Whether a shift exceeds PEAK, int32 ``[]``: where it is 1 nothing but delta was filled. The
         sums, fp32 ``[groups, *bias.shape]``, unless there is no gradient of a shared bias, or the
         kernel of ``backward`` is faster.
     """
     device, rows, width = q.device, problem.total_rows, width_of(problem)
     plan = plan_of(problem, device)
-    peak = torch.linalg.vector_norm(stats[0], float("inf"))
+    beyond = torch.empty((), dtype=torch.int32, device=device)
     queries = torch.empty(
         (rows * problem.heads, problem.queries, COLUMNS), dtype=q.dtype, device=device
     )
     keys = torch.empty(
         (1 if mask is None else rows, problem.keys, COLUMNS), dtype=q.dtype, device=device
     )
-    kept = plan.programs * width if plan.ranges == 1 else plan.items * problem.width
+    kept = (plan.programs if plan.ranges == 1 else plan.items) * problem.width
     acc = torch.empty(
         (cdiv(problem.queries, TILE) * TILE, kept), dtype=torch.float32, device=device
     )
@@ -84,22 +77,22 @@ def backward(
     with on(device):
         if not plan.alone:
             _turn_bias(problem, device, layout(bias))(bias, read)
+        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys, beyond)
         _fold_queries(problem, q.dtype, device, scale, layout(grad))(
-            out, grad, stats, queries, delta
+            out, grad, stats, queries, delta, beyond
         )
-        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys)
         boxes = _boxes(width, q.dtype)
         d_q, d_k, d_v, d_grad = (described(t, boxes.operand) for t in (q, k, v, grad))
         d_grad_k, d_grad_v = (described(t, boxes.operand) for t in (grad_k, grad_v))
         d_queries, d_keys = (described(t, boxes.beside) for t in (queries, keys))
         _of_all(problem, q.dtype, device, scale, mask is not None)(
             d_q, d_k, d_v, d_grad, d_queries, d_keys, described(read, boxes.bias),
-            d_grad_k, d_grad_v, peak, grad_q, grad_bias if plan.alone else acc, acc,
+            d_grad_k, d_grad_v, beyond, grad_q, grad_bias if plan.alone else acc, acc,
         )  # fmt: skip
         if plan.ranges > 1:
             _add_ranges(problem, q.dtype, device, scale)(acc, grad_q)
         if plan.alone or grad_bias is None or not SIZES[width].bias_stages:
-            return peak, None
+            return beyond, None
         del acc, read
         strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
         strips *= problem.heads * problem.biases
@@ -110,8 +103,8 @@ def backward(
             _of_bias(
                 problem, q.dtype, device, scale, strips * groups, per_group, start, at_a_time,
                 mask is not None, layout(bias),
-            )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, peak, sums)  # fmt: skip
-    return peak, sums
+            )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, beyond, sums)  # fmt: skip
+    return beyond, sums
 
 
 def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) -> tuple[int, int]:
@@ -137,7 +130,6 @@ class _Boxes(NamedTuple):
     operand: Box  # of q, k, v: 64 queries or keys of one head of one row
     beside: Box  # the columns beside them
     bias: Box
-    mask: Box
 
 
 @cache
@@ -149,7 +141,6 @@ def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
         box((1, TILE, 1, width), element),
         box((1, TILE, COLUMNS), element),
         box((1, TILE, TILE), gl.float32),
-        box((1, TILE), gl.float32),
     )
 
 
@@ -220,19 +211,8 @@ def _turn_bias(problem: Any, device: torch.device, bias: Layout) -> Launcher:
 
 
 @lru_cache(maxsize=1024)
-def _spread_mask(problem: Any, device: torch.device, mask: Layout | None) -> Launcher:
-    rows = 1 if mask is None else problem.total_rows
-    padded = cdiv(problem.keys, TILE) * TILE
-    strides = (0, 0, 0) if mask is None else mask[0]
-    constants = {"HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
-    numbers = (*strides, problem.rows, problem.keys, padded)
-    programs = rows * cdiv(padded, FOLD_BLOCK)
-    return Launcher(spread_mask_kernel, programs, numbers, constants, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
 def _of_forward(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, mask: Layout | None
 ) -> Launcher:
     from triton.experimental.gluon import language as gl
 
@@ -244,6 +224,7 @@ def _of_forward(
     blocks_q = cdiv(problem.queries, TILE)
     items = blocks_q * problem.heads * groups * problem.biases
     constants = {
+        "HAS_MASK": mask is not None,
         "ROWS": sizes.rows,
         "STAGES": sizes.stages,
         "REGISTERS": sizes.registers,
@@ -254,15 +235,16 @@ def _of_forward(
         "MIXED_BIAS": _tile(TILE, TILE, 32),
     }
     numbers = (
+        *((0, 0, 0) if mask is None else mask[0]),
         items,
         blocks_q,
         problem.heads,
         groups,
         problem.rows_per_bias,
+        problem.rows,
         problem.total_rows * problem.heads * problem.queries,
         problem.queries,
         problem.keys,
-        int(masked),
         scale,
     )
     programs = programs_of(items, sizes.programs, device)
@@ -286,7 +268,6 @@ def _of_all(
     if plan.alone:  # the bias lies along keys, which need no other order then
         mixed = (operand, columns, gl.NVMMASharedLayout(128, 32, rank=2), logits)
     constants = {
-        "PEAK": PEAK,
         "ALONE": plan.alone,
         "TOGETHER": at_once(problem, device) == problem.heads,
         "SPLIT": plan.ranges > 1,
@@ -329,7 +310,7 @@ def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: f
     rows, padded = problem.total_rows * problem.heads, cdiv(problem.queries, TILE) * TILE
     ranges, stride = plan_of(problem, device).ranges, rows * padded * problem.width
     numbers = (scale, ranges, stride, problem.heads, problem.queries, padded, problem.width)
-    programs = rows * cdiv(problem.queries * problem.width, ADD_BLOCK)
+    programs = rows * cdiv(padded * problem.width, ADD_BLOCK)
     return Launcher(add_ranges_kernel, programs, numbers, {"BLOCK": ADD_BLOCK}, {"num_warps": 4})
 
 
@@ -342,7 +323,6 @@ def _of_bias(
 
     width = width_of(problem)
     constants = {
-        "PEAK": PEAK,
         "AGAIN": start > 0,
         "STAGES": SIZES[width].bias_stages,
         "WIDTH": width,

@@ -120,7 +120,7 @@ def backward(
         return [g.zero_() for g in results]
     bias, mask = readable(pair_bias), spread(mask, problem)
     delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
-    peak = sums = None
+    beyond = sums = None
     alone = grad_bias if problem.rows_per_bias == 1 else None
     if (
         for_q
@@ -131,21 +131,21 @@ def backward(
         and hopper.readable(q, k, v, grad)
         and (problem.rows_per_bias > 1 or hopper.readable(bias))
     ):
-        peak, sums = hopper_launch.backward(
+        beyond, sums = hopper_launch.backward(
             problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
             grad_bias, scale,
         )  # fmt: skip
     launch_grad_q(
-        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale, peak
+        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale, beyond
     )  # fmt: skip
     if for_k or for_v:
         launch_grad_kv(
-            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, peak
+            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, beyond
         )  # fmt: skip
     if for_bias and alone is None:
         launch_grad_bias(
             problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale,
-            None if sums is None else peak, sums,
+            None if sums is None else beyond, sums,
         )  # fmt: skip
     return results
 
@@ -163,7 +163,7 @@ def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
 
 
 def launch_grad_q(
-    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale, peak=None
+    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale, beyond=None
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q).config
@@ -171,31 +171,33 @@ def launch_grad_q(
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale,
         precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), peak is not None,
+        layout(mask), layout(bias), beyond is not None,
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, peak)
+        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, beyond)
 
 
 def launch_grad_kv(
-    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, peak=None
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, beyond=None
 ) -> Any:
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q).config
-    if config.blocks["KEYS_FIRST"] and peak is None:  # behind other kernels it is hardly ever read
+    if (
+        config.blocks["KEYS_FIRST"] and beyond is None
+    ):  # behind other kernels it is hardly ever read
         bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
     launcher = _by_rows(
         grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale,
         precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), peak is not None,
+        layout(mask), layout(bias), beyond is not None,
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, peak)
+        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, beyond)
 
 
 def launch_grad_bias(
-    problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale, peak=None, sums=None
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale, beyond=None, sums=None
 ) -> Any:
     """Fill ``grad_bias``: the rows in groups, then the sum of the groups.
 
@@ -224,10 +226,10 @@ def launch_grad_bias(
     launcher = _bias_sums(
         grad_bias_kernel, config, problem, tiles * groups, per_group, q.device, scale,
         precision_of(q.dtype, q.device), layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), sums.dtype, peak is not None,
+        layout(mask), layout(bias), sums.dtype, beyond is not None,
     )  # fmt: skip
     with on(q.device):
-        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums, peak)
+        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums, beyond)
     if sums is not grad_bias:
         if grad_bias.dtype == torch.float32:
             torch.sum(sums, dim=0, out=grad_bias)
