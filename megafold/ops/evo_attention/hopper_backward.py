@@ -129,17 +129,26 @@ def _as_tile(x, TILE: gl.constexpr, WIDTH: gl.constexpr):
 
 
 @gluon.jit
+def _leave(p_grad_q, grad, i_out, i_q, queries, heads, width):
+    """Store the gradient of a tile of queries of one head, which begins at ``i_q``."""
+    o_q = gl.arange(0, grad.shape[0], gl.SliceLayout(1, grad.type.layout))
+    o_d = gl.arange(0, grad.shape[1], gl.SliceLayout(0, grad.type.layout))
+    m = (i_q + o_q < queries)[:, None] & (o_d < width)[None, :]
+    p = p_grad_q + (i_out + i_q.to(gl.int64) * heads) * width
+    o = o_q[:, None] * (heads * width) + o_d[None, :]
+    gl.store(p + o, grad.to(p_grad_q.dtype.element_ty), mask=m)
+
+
+@gluon.jit
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, width, queries, blocks_q, walks, walks_each, scale,
-    TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
-    TILE: gl.constexpr, KEYS: gl.constexpr,
+    TOGETHER: gl.constexpr, SPLIT: gl.constexpr, AGAIN: gl.constexpr, GROUPS: gl.constexpr,
+    WIDTH: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
     """The group that adds up the gradient of q."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
     dtype: gl.constexpr = s_k.dtype
-    o_q = gl.arange(0, TILE, gl.SliceLayout(1, ACC))
-    o_d = gl.arange(0, WIDTH, gl.SliceLayout(0, ACC))
     HELD: gl.constexpr = _as_held(gl.zeros([TILE, WIDTH], gl.float32, ACC)).type.layout
     o_sum = gl.arange(0, TILE * WIDTH, HELD)
     tile = TILE * width  # without what fills up the width, which comes last
@@ -157,8 +166,9 @@ def _of_queries(
             mbarrier.wait(full_keys.index(b), in_b)
             for i in range(0, blocks_q):
                 p_sum = p_item + i * tile + o_sum
-                there = gl.where(i_walk > walk, tile, 0)
-                before = gl.load(p_sum, mask=o_sum < there, other=0.0)
+                if AGAIN:
+                    there = gl.where(i_walk > walk, tile, 0)
+                    before = gl.load(p_sum, mask=o_sum < there, other=0.0)
                 mbarrier.wait(full_logits.index(j), in_j)
                 acc = gl.zeros([TILE, WIDTH], gl.float32, ACC)
                 for g in gl.static_range(GROUPS):
@@ -167,17 +177,19 @@ def _of_queries(
                     acc = warpgroup_mma(ds, k, acc, use_acc=g > 0, is_async=True)
                 acc = warpgroup_mma_wait(0, deps=(acc,))
                 mbarrier.arrive(empty_logits.index(j))
-                total = _as_held(acc) + before
+                total = _as_held(acc)
+                if AGAIN:
+                    total += before
                 if SPLIT:
                     gl.store(p_sum, total, mask=o_sum < tile)
-                elif i_walk == walks - 1:
-                    acc = gl.convert_layout(_as_tile(total, TILE, WIDTH), ACC)
-                    m = (i * TILE + o_q < queries)[:, None] & (o_d < width)[None, :]
-                    p = p_grad_q + (i_out + i.to(gl.int64) * TILE * heads) * width
-                    o = o_q[:, None] * (heads * width) + o_d[None, :]
-                    gl.store(p + o, (acc * scale).to(dtype), mask=m)
+                elif AGAIN:
+                    if i_walk == walks - 1:
+                        acc = gl.convert_layout(_as_tile(total, TILE, WIDTH), ACC)
+                        _leave(p_grad_q, acc * scale, i_out, i * TILE, queries, heads, width)
+                    else:
+                        gl.store(p_sum, total, mask=o_sum < tile)
                 else:
-                    gl.store(p_sum, total, mask=o_sum < tile)
+                    _leave(p_grad_q, acc * scale, i_out, i * TILE, queries, heads, width)
                 j, in_j = following(j, in_j, 2)
             mbarrier.arrive(empty_keys.index(b))
             b, in_b = following(b, in_b, 2)
@@ -368,6 +380,7 @@ def hopper_backward_kernel(
     ALONE: gl.constexpr,  # each row has its own bias, read as it lies
     TOGETHER: gl.constexpr,  # at_once is heads
     SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
+    AGAIN: gl.constexpr,  # an item has more walks than one
     PARTIAL: gl.constexpr,  # the last walk has not keys for all groups
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
@@ -414,7 +427,7 @@ def hopper_backward_kernel(
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
                     empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, TOGETHER, SPLIT, GROUPS, WIDTH, TILE, KEYS,
+                    walks_each, scale, TOGETHER, SPLIT, AGAIN, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
@@ -448,7 +461,7 @@ def hopper_backward_kernel(
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
                     empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, TOGETHER, SPLIT, GROUPS, WIDTH, TILE, KEYS,
+                    walks_each, scale, TOGETHER, SPLIT, AGAIN, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,

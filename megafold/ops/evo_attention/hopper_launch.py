@@ -271,6 +271,7 @@ def _of_all(
         "ALONE": plan.alone,
         "TOGETHER": at_once(problem, device) == problem.heads,
         "SPLIT": plan.ranges > 1,
+        "AGAIN": plan.walks_each > 1,
         "PARTIAL": cdiv(problem.keys, TILE) % blocks.groups > 0,
         "GROUPS": blocks.groups,
         "STAGES": blocks.stages,
