@@ -31,9 +31,12 @@ SPILLS = {
     # fp32 products go through the registers of every thread, not through tensor cores.
     "evo_attention.forward float32 D128": 8,
     "evo_attention.grad_kv float32 D128": 8,
-    # Twelve warps with 128 registers each; what is spilt is read between walks, not for each tile.
-    "evo_attention.hopper_backward bfloat16 S384 N384 D32": 48,
-    "evo_attention.hopper_backward float16 S384 N384 D32": 48,
+    # Twelve warps with 128 registers each, or eight with 184; what is spilt is read between walks,
+    # not for each tile.
+    "evo_attention.hopper_backward bfloat16 S384 N384 D32": 32,
+    "evo_attention.hopper_backward float16 S384 N384 D32": 32,
+    "evo_attention.hopper_backward bfloat16 S384 N384 D64": 16,
+    "evo_attention.hopper_backward float16 S384 N384 D64": 16,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
     "evo_attention.hopper_backward float16 S1024 N1024 D32": 40,
     # Two numbers that a thread needs once, before its first rows.

@@ -82,9 +82,11 @@ def variant(
 
 
 # What Hopper's own kernels are compiled for: both dtypes, each width, and each number of groups;
-# rows that share a bias, and one that has its own. Rows, tokens, heads, width.
+# rows that share a bias (also of one walk over the keys), and one that has its own. Rows, tokens,
+# heads, width.
 HOPPER = (
     (TOKENS, TOKENS, 4, 32),
+    (TOKENS, 128, 4, 32),
     (256, 256, 4, 32),
     (TOKENS, TOKENS, 4, 64),
     (1024, 1024, 4, 32),
