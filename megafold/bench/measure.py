@@ -70,9 +70,9 @@ def time_call(
 
     One call warms up (and compiles). On a GPU every run is timed by events on the device, after
     its cache was overwritten, so that no run finds its input there, and with the whole call
-    queued before it begins (:func:`host_ms` is the time that takes); of a call that takes longer
-    to queue than ``MAX_FLUSHES`` overwrite the cache, the time has waiting for Python in it. On
-    the CPU every run is timed by the clock.
+    queued before it begins (:func:`host_ms` is the time that takes): a run that began earlier is
+    done again. Of a call that takes longer to queue than ``MAX_FLUSHES`` overwrite the cache, the
+    time has waiting for Python in it. On the CPU every run is timed by the clock.
     """
     (timing,) = time_in_turns(
         [call], device, seconds=seconds, min_repeats=min_repeats, max_repeats=max_repeats
@@ -131,26 +131,31 @@ def _timed_on_gpu(call: Callable[[], object], device: torch.device) -> Callable[
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     stream = torch.cuda.current_stream(device)
 
-    def between(work: Callable[[], object]) -> float:
+    def between(work: Callable[[], object]) -> tuple[float, bool]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record(stream)
         work()
         end.record(stream)
+        early = start.query()  # the GPU was there before all was queued
         end.synchronize()
-        return start.elapsed_time(end)
+        return start.elapsed_time(end), early
 
     call()
     flush.zero_()
-    flushing = between(flush.zero_)
-    host = host_ms(call, device)
+    flushing, _ = between(flush.zero_)
     # The GPU is kept busy until all of the call is queued, as in a training step: what is timed
     # is its own work, not its waiting for Python.
-    flushes = min(MAX_FLUSHES, 1 + math.ceil(1.5 * host / flushing))
+    flushes = min(MAX_FLUSHES, 1 + math.ceil(1.5 * host_ms(call, device) / flushing))
 
     def run() -> float:
-        for _ in range(flushes):
-            flush.zero_()
-        return between(call)
+        nonlocal flushes
+        while True:
+            for _ in range(flushes):
+                flush.zero_()
+            ms, early = between(call)
+            if not early or flushes == MAX_FLUSHES:
+                return ms
+            flushes = min(MAX_FLUSHES, 2 * flushes)  # Python was slower this time
 
     return run
 

@@ -37,6 +37,61 @@ def test_calls_are_timed_in_turns():
     assert [t.repeats for t in timings] == [3, 3]
 
 
+class OnGpu:
+    """A GPU as `measure` sees it: overwriting the cache takes 0.1 ms, calls what Python says."""
+
+    def __init__(self, monkeypatch, queueing):
+        self.queueing = list(queueing)  # of the calls, ms
+        self.busy_until = self.now = 0.0
+        self.flushes = 0
+        monkeypatch.setattr(measure, "host_ms", lambda call, device: 0.1)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: OnGpu.Event(self))
+        monkeypatch.setattr(torch, "empty", lambda *size, **kwargs: self)
+
+    def zero_(self):
+        self.flushes += 1
+        self.busy_until = max(self.busy_until, self.now) + 0.1
+
+    def call(self):
+        self.now += self.queueing.pop(0)
+        self.busy_until = max(self.busy_until, self.now) + 1.0
+
+    class Event:
+        def __init__(self, gpu):
+            self.gpu = gpu
+
+        def record(self, stream):
+            self.at = max(self.gpu.busy_until, self.gpu.now)
+
+        def query(self):
+            return self.at <= self.gpu.now
+
+        def synchronize(self):
+            self.gpu.now = max(self.gpu.now, self.at)
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+
+def test_a_run_that_waited_for_python_is_timed_again(monkeypatch):
+    # Queueing the first call takes longer than overwriting the cache three times: 1.2 ms.
+    gpu = OnGpu(monkeypatch, [0.0, 0.5, 0.5, 0.2])
+    run = measure._timed_on_gpu(gpu.call, torch.device("cuda"))
+    before = gpu.flushes
+    assert run() == pytest.approx(1.0)
+    assert gpu.flushes - before == 3 + 6
+    assert run() == pytest.approx(1.0)
+    assert gpu.flushes - before == 3 + 6 + 6
+
+
+def test_no_call_is_waited_for_without_end(monkeypatch):
+    gpu = OnGpu(monkeypatch, [0.0] + [30.0] * 20)
+    run = measure._timed_on_gpu(gpu.call, torch.device("cuda"))
+    assert run() > 1.0
+    assert len(gpu.queueing) == 20 - len((3, 6, 12, 24, 48, 96, 192, 200))
+
+
 def test_forward_call_builds_no_graph():
     assert not measure.call_for(CASE.run, inputs_of(CASE), "forward")().requires_grad
 
