@@ -45,7 +45,7 @@ def _place(
 @gluon.jit
 def _added(p_mask, o_rows, o_k, stride_mk, keys, HAS_MASK: gl.constexpr):
     """What is added to the logits of rows: 0, or -inf where a key is left out."""
-    kept = (o_rows >= 0) & (o_k < keys)
+    kept = (o_rows >= 0) & (o_k < keys)  # the first always: for every row
     if HAS_MASK:
         kept = gl.load(p_mask + (o_rows + o_k.to(gl.int64) * stride_mk), mask=kept, other=0) != 0
     return gl.where(kept, 0.0, float("-inf"))
