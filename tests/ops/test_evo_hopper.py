@@ -107,9 +107,10 @@ def test_biases_that_leave_whole_queries_out(shape, ran):
     inputs, grad = attention(shape, torch.bfloat16)
     inputs["pair_bias"][:, :, 5] = -1e9
     assert_kernels_accurate(inputs, grad)
-    with mock.patch.object(hopper, "why_not_backward", return_value="not now"):
-        assert_same(fused_results(inputs, grad), fused_results(inputs, grad))
-    assert ran.call_count == 1
+    first = fused_results(inputs, grad)
+    for _ in range(5):
+        assert_same(fused_results(inputs, grad), first)
+    assert ran.call_count == 7
 
 
 @on_hopper

@@ -25,22 +25,12 @@ from megafold.ops.products import add_dot, dot
 
 
 @triton.jit
-def done(p_beyond):
-    """Whether kernels of folded products have found the gradients: where shifts are moderate."""
-    if p_beyond is None:
-        return False
-    else:
-        return tl.load(p_beyond) == 0
-
-
-@triton.jit
 def grad_q_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats,  # as in the forward kernel
     p_grad,  # gradient of out, [B, S, N, H, D], any strides
     p_delta,  # fp32 [B S, H, N], written: sum_d out grad, over the sum of the weights unless EXACT
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_grad_bias,  # [B, H, N, M], contiguous, written where STORE_BIAS
-    p_beyond,  # int32, or None: see `done`
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -61,18 +51,19 @@ def grad_q_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    i_program=None,  # None: that of the grid
 ):  # fmt: skip
     """One program computes the gradient of BLOCK_Q queries of one head in ROWS rows.
 
-    On the way it leaves delta for the other kernels and, where every bias belongs to one row,
-    the gradient of the bias, which then is that of the logits.
+    On the way it leaves delta for the other kernels (unless None) and, where every bias belongs to
+    one row, the gradient of the bias, which then is that of the logits.
     """
-    if done(p_beyond):
-        return
+    if i_program is None:
+        i_program = tl.program_id(0)
     blocks = tl.cdiv(queries, BLOCK_Q)
-    i_q = (tl.program_id(0) % blocks) * BLOCK_Q
-    i_head = (tl.program_id(0) // blocks) % heads
-    i_group = tl.program_id(0) // (blocks * heads)
+    i_q = (i_program % blocks) * BLOCK_Q
+    i_head = (i_program // blocks) % heads
+    i_group = i_program // (blocks * heads)
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
@@ -146,7 +137,8 @@ def grad_q_kernel(
             p_or = p_out + (i_row.to(tl.int64) * queries * heads + i_head) * width
             b_o = load_tile(p_or, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
             b_d = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1) * b_r
-        tl.store(p_delta + i_stats + i_q + o_q, b_d, mask=i_q + o_q < queries)
+        if p_delta is not None:
+            tl.store(p_delta + i_stats + i_q + o_q, b_d, mask=i_q + o_q < queries)
         b_delta = b_delta + (b_d,)
     if STORE_Q or STORE_BIAS:
         for start in range(0, keys, BLOCK_K):
@@ -230,7 +222,6 @@ def grad_kv_kernel(
     p_delta,  # fp32 [B S, H, N], as the kernel for q left it
     p_grad_k,  # [B, S, M, H, D], contiguous, written
     p_grad_v,  # [B, S, M, H, D], contiguous, written
-    p_beyond,
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -252,6 +243,7 @@ def grad_kv_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    i_program=None,  # None: that of the grid
 ):  # fmt: skip
     """One program computes the gradients of BLOCK_K keys and values of one head in ROWS rows.
 
@@ -259,12 +251,12 @@ def grad_kv_kernel(
     statistics are known, so it is set to zero at the end. (Its logit may exceed the maximum that
     was taken without it, and its weight overflow; that stays in its own row.)
     """
-    if done(p_beyond):
-        return
+    if i_program is None:
+        i_program = tl.program_id(0)
     blocks = tl.cdiv(keys, BLOCK_K)
-    i_k = (tl.program_id(0) % blocks) * BLOCK_K
-    i_head = (tl.program_id(0) // blocks) % heads
-    i_group = tl.program_id(0) // (blocks * heads)
+    i_k = (i_program % blocks) * BLOCK_K
+    i_head = (i_program // blocks) % heads
+    i_group = i_program // (blocks * heads)
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
@@ -378,7 +370,6 @@ def grad_kv_kernel(
 def grad_bias_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad, p_delta,  # as above
     p_grad_bias,  # [groups, B or 1, H, N, M], contiguous, written
-    p_beyond,
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -399,17 +390,18 @@ def grad_bias_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    i_program=None,  # None: that of the grid
 ):  # fmt: skip
     """One program sums one tile of the bias's gradient over the rows of one group.
 
     Bias and sum stay in registers while the rows pass by: neither is read or written again.
     """
-    if done(p_beyond):
-        return
+    if i_program is None:
+        i_program = tl.program_id(0)
     blocks_q, blocks_k = tl.cdiv(queries, BLOCK_Q), tl.cdiv(keys, BLOCK_K)
-    i_tile = tl.program_id(0) % (blocks_q * blocks_k)
-    i_head = (tl.program_id(0) // (blocks_q * blocks_k)) % heads
-    i_rest = tl.program_id(0) // (blocks_q * blocks_k * heads)
+    i_tile = i_program % (blocks_q * blocks_k)
+    i_head = (i_program // (blocks_q * blocks_k)) % heads
+    i_rest = i_program // (blocks_q * blocks_k * heads)
     i_q = (i_tile // blocks_k) * BLOCK_Q
     i_k = (i_tile % blocks_k) * BLOCK_K
     o_q = tl.arange(0, BLOCK_Q)

@@ -190,3 +190,21 @@ def add_ranges_kernel(
     p_grad_q += i_row.to(tl.int64) * queries * heads * width + i_head * width
     p = p_grad_q + i_q * (heads * width) + i_d
     tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m & (i_q < queries))
+
+
+@triton.jit
+def add_groups_kernel(
+    p_sums,  # fp32 [groups, NUMBERS], contiguous
+    p_sum,  # [NUMBERS], contiguous, written
+    groups,
+    numbers,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK numbers of the bias's gradient, from what groups of rows add to it, in their order."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = o < numbers
+    b = tl.zeros([BLOCK], tl.float32)
+    for _ in range(0, groups):
+        b += tl.load(p_sums + o, mask=m, other=0.0)
+        p_sums += numbers
+    tl.store(p_sum + o, b.to(p_sum.dtype.element_ty), mask=m)

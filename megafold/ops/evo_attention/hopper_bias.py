@@ -1,10 +1,11 @@
 """EvoAttention's gradient of a bias that many rows share, on Hopper's own instructions (Gluon).
 
-A program has a strip of the gradient, three blocks of 64 queries by 64 keys, in the registers of
-three groups of four warps, while the rows that share it pass by: one more warp fetches their tiles
-by TMA. Products have all in them that belongs to one query or one key (see
-:mod:`~megafold.ops.evo_attention.folding`); left for each logit are a multiplication and addition,
-an exponential, and one more multiplication and addition.
+A program has three tiles of the gradient, of 64 queries by 64 keys, in the registers of three
+groups of four warps, while the rows that share it pass by: one more warp fetches their tiles by
+TMA. Tiles are counted on from one block of keys to the next, so that all groups have one but at the
+end; three tiles are of two blocks of keys at most. Products have all in them that belongs to one
+query or one key (see :mod:`~megafold.ops.evo_attention.folding`); left for each logit are a
+multiplication and addition, an exponential, and one more multiplication and addition.
 """
 
 from __future__ import annotations
@@ -21,34 +22,42 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 LOG2E = gl.constexpr(1.4426950408889634)
 GROUPS = gl.constexpr(3)
+BLOCKS = gl.constexpr(2)  # of keys, that three tiles have at most
 
 
 @gluon.jit
 def _fetch(
     d_q, d_k, d_v, d_grad, d_beside, d_beside_k,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, full, empty,
-    i_q, i_k, i_head, first, last, heads, masks,
+    i_tile, across, i_head, first, last, heads, masks,
     WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches, row by row."""
+    i_block = i_tile // across
+    one = (i_tile + GROUPS - 1) // across == i_block
     for i_row in range(first, last):
         step = i_row - first
         s = step % STAGES
         bar = full.index(s)
         mbarrier.wait(empty.index(s), ((step // STAGES) & 1) ^ 1)
-        mbarrier.expect(bar, (GROUPS + 1) * TILE * (WIDTH * 4 + 32))
-        at = [i_row, i_k, i_head, 0]
-        tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(s))
-        tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(s))
-        tma.async_copy_global_to_shared(
-            d_beside_k, [i_row * masks, i_k, 0], bar, s_beside_k.index(s)
-        )
+        mbarrier.expect(bar, (GROUPS + 1) * TILE * (WIDTH * 4 + 32), pred=one)
+        mbarrier.expect(bar, (GROUPS + 2) * TILE * (WIDTH * 4 + 32), pred=one == 0)
+        for b in gl.static_range(BLOCKS):
+            i = s * BLOCKS + b
+            needed = (b == 0) | (one == 0)
+            i_k = (i_block + b) * TILE
+            at = [i_row, i_k, i_head, 0]
+            tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(i), needed)
+            tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(i), needed)
+            at = [i_row * masks, i_k, 0]
+            tma.async_copy_global_to_shared(d_beside_k, at, bar, s_beside_k.index(i), needed)
         for g in gl.static_range(GROUPS):
             i = s * GROUPS + g
-            at = [i_row, i_q + g * TILE, i_head, 0]
+            i_q = (i_tile + g) % across * TILE
+            at = [i_row, i_q, i_head, 0]
             tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(i))
             tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(i))
-            at = [i_row * heads + i_head, i_q + g * TILE, 0]
+            at = [i_row * heads + i_head, i_q, 0]
             tma.async_copy_global_to_shared(d_beside, at, bar, s_beside.index(i))
 
 
@@ -56,7 +65,7 @@ def _fetch(
 def _of_tile(
     g: gl.constexpr, p_bias, p_sum, stride_bq, stride_bk,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_parts, full, empty,
-    i_q, i_k, first, last, queries, keys, scale,
+    i_tile, across, first, last, queries, keys, scale,
     AGAIN: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps, which has the gradient of 64 queries by 64 keys."""
@@ -64,7 +73,9 @@ def _of_tile(
     KEYS: gl.constexpr = gl.NVMMASharedLayout(WIDTH * 2, 16, rank=2)
     BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
     dtype: gl.constexpr = s_k.dtype
-    i_q += g * TILE
+    block = (i_tile + g) // across - i_tile // across
+    i_q = (i_tile + g) % across * TILE
+    i_k = (i_tile + g) // across * TILE
     o_q = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
     o_k = gl.arange(0, TILE, gl.SliceLayout(0, LOGITS))
     m = (i_q + o_q < queries)[:, None] & (i_k + o_k < keys)[None, :]
@@ -79,9 +90,9 @@ def _of_tile(
         q = s_q.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
         do = s_grad.index(s * GROUPS + g)._reinterpret(dtype, [TILE, WIDTH], KEYS)
         e = s_beside.index(s * GROUPS + g)._reinterpret(dtype, [TILE, 16], BESIDE)
-        k = s_k.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-        v = s_v.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
-        ke = s_beside_k.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
+        k = s_k.index(s * BLOCKS + block)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        v = s_v.index(s * BLOCKS + block)._reinterpret(dtype, [TILE, WIDTH], KEYS)
+        ke = s_beside_k.index(s * BLOCKS + block)._reinterpret(dtype, [TILE, 16], BESIDE)
         zero = gl.zeros([TILE, TILE], gl.float32, LOGITS)
         x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
         x = warpgroup_mma(e, ke.permute((1, 0)), x, is_async=True)
@@ -112,6 +123,8 @@ def hopper_bias_kernel(
     at_once,  # heads, a divisor of them, whose channels share lines of the cache
     biases, rows_per_bias, rows_per_group,
     start, rows_at_once,  # of each group, those that this launch adds
+    shares,  # of the tiles of a head
+    across,  # tiles of a block of keys, two at least
     queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     scale,
@@ -124,10 +137,8 @@ def hopper_bias_kernel(
     """Sums over rows of one group, unless a shift is too large; then nothing."""
     i_head = gl.program_id(0) % at_once
     rest = gl.program_id(0) // at_once
-    strips, blocks = gl.cdiv(queries, GROUPS * TILE), gl.cdiv(keys, TILE)
-    i_q = (rest % strips) * (GROUPS * TILE)
-    i_k = ((rest // strips) % blocks) * TILE
-    rest = rest // (strips * blocks)
+    i_tile = (rest % shares) * GROUPS
+    rest = rest // shares
     i_head += (rest % (heads // at_once)) * at_once
     rest = rest // (heads // at_once)
     i_bias = rest % biases
@@ -147,9 +158,9 @@ def hopper_bias_kernel(
     s_q = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_q.layout)
     s_grad = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_grad.layout)
     s_beside = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 16], d_beside.layout)
-    s_k = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_k.layout)
-    s_v = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_v.layout)
-    s_beside_k = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 16], d_beside_k.layout)
+    s_k = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 1, WIDTH], d_k.layout)
+    s_v = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 1, WIDTH], d_v.layout)
+    s_beside_k = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 16], d_beside_k.layout)
     s_parts = gl.allocate_shared_memory(dtype, [TILE, 16], BESIDE)
     COLUMNS: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     o_c = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, :]
@@ -167,22 +178,22 @@ def hopper_bias_kernel(
         [
             (_of_tile, (
                 gl.constexpr(0), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
-                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, AGAIN, WIDTH, STAGES, TILE,
+                s_beside, s_beside_k, s_parts, full, empty, i_tile, across, first, last, queries,
+                keys, scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_of_tile, (
                 gl.constexpr(1), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
-                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, AGAIN, WIDTH, STAGES, TILE,
+                s_beside, s_beside_k, s_parts, full, empty, i_tile, across, first, last, queries,
+                keys, scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_of_tile, (
                 gl.constexpr(2), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
-                s_beside, s_beside_k, s_parts, full, empty, i_q, i_k, first, last, queries, keys,
-                scale, AGAIN, WIDTH, STAGES, TILE,
+                s_beside, s_beside_k, s_parts, full, empty, i_tile, across, first, last, queries,
+                keys, scale, AGAIN, WIDTH, STAGES, TILE,
             )),
             (_fetch, (
                 d_q, d_k, d_v, d_grad, d_beside, d_beside_k, s_q, s_k, s_v, s_grad, s_beside,
-                s_beside_k, full, empty, i_q, i_k, i_head, first, last, heads, masks, WIDTH,
+                s_beside_k, full, empty, i_tile, across, i_head, first, last, heads, masks, WIDTH,
                 STAGES, TILE,
             )),
         ],

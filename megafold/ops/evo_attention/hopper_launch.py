@@ -33,9 +33,8 @@ from megafold.ops.sizes import cdiv, multiprocessors
 
 FOLD_BLOCK = 128
 ADD_BLOCK = 512
-BIAS_GROUPS = 3
+BIAS_TILES = 3  # of 64 by 64, that a program of the bias's gradient has
 IN_LAUNCH = 1.3  # of L2: what the rows of a launch may be; at 1.6 it takes 1.6 times as long
-BIAS_WAVES = 8  # programs per multiprocessor that the bias's gradient is split into
 
 
 def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
@@ -56,7 +55,7 @@ def backward(
     Returns:
         Whether a shift exceeds PEAK, int32 ``[]``: where it is 1 nothing but delta was filled. The
         sums, fp32 ``[groups, *bias.shape]``, unless there is no gradient of a shared bias, or the
-        kernel of ``backward`` is faster.
+        kernel of ``backward`` is faster; a single one in fp32 is the gradient.
     """
     device, rows, width = q.device, problem.total_rows, width_of(problem)
     plan = plan_of(problem, device)
@@ -94,28 +93,45 @@ def backward(
         if plan.alone or grad_bias is None or not SIZES[width].bias_stages:
             return beyond, None
         del acc, read
-        strips = cdiv(problem.queries, BIAS_GROUPS * TILE) * cdiv(problem.keys, TILE)
-        strips *= problem.heads * problem.biases
-        groups, per_group = _row_groups(problem, strips, bias, q)
-        sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
+        groups, per_group = _row_groups(problem, device)
+        sums = grad_bias[None]
+        if groups > 1 or grad_bias.dtype != torch.float32:
+            sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
         at_a_time = _rows_at_once(problem, per_group, device)
         for start in range(0, per_group, at_a_time):
             _of_bias(
-                problem, q.dtype, device, scale, strips * groups, per_group, start, at_a_time,
-                mask is not None, layout(bias),
+                problem, q.dtype, device, scale, per_group, start, at_a_time, mask is not None,
+                layout(bias),
             )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, beyond, sums)  # fmt: skip
     return beyond, sums
 
 
-def _row_groups(problem: Any, strips: int, bias: torch.Tensor, q: torch.Tensor) -> tuple[int, int]:
-    """Into how many groups the rows are split, and rows in each.
+def _shares(problem: Any) -> tuple[int, int]:
+    """In how many programs the tiles of the bias of one head are; and the tiles of 64 keys.
 
-    Enough for every multiprocessor, while the sums of all groups take no more than half the memory
-    of q; two at least, as one program has a multiprocessor to itself.
+    These are two at least: three tiles on end are then of two blocks of keys.
     """
-    wanted = cdiv(BIAS_WAVES * multiprocessors(q.device), strips)
-    allowed = max(2, q.numel() * q.element_size() // (8 * bias.numel()))
-    per_group = cdiv(problem.rows_per_bias, min(wanted, allowed, problem.rows_per_bias))
+    across = max(2, cdiv(problem.queries, TILE))
+    return cdiv(across * cdiv(problem.keys, TILE), BIAS_TILES), across
+
+
+@lru_cache(maxsize=1024)
+def _row_groups(problem: Any, device: torch.device) -> tuple[int, int]:
+    """Into how many groups the rows are split for the bias's gradient, and rows in each.
+
+    As many as leave the fewest rows to the busiest multiprocessor, which runs one program at a
+    time, while the sums of all groups take no more than half the memory of q, or are two.
+    """
+    programs = _shares(problem)[0] * problem.heads * problem.biases
+    of_q = problem.total_rows * problem.queries * problem.heads * 2 * problem.width
+    of_bias = 4 * problem.biases * problem.heads * problem.queries * problem.keys
+    allowed = min(max(2, of_q // (2 * of_bias)), problem.rows_per_bias)
+
+    def busiest(groups: int) -> int:
+        rows = cdiv(problem.rows_per_bias, groups)
+        return cdiv(programs * groups, multiprocessors(device)) * rows
+
+    per_group = cdiv(problem.rows_per_bias, min(range(1, allowed + 1), key=busiest))
     return cdiv(problem.rows_per_bias, per_group), per_group
 
 
@@ -317,8 +333,8 @@ def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: f
 
 @lru_cache(maxsize=1024)
 def _of_bias(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, programs: int,
-    per_group: int, start: int, at_a_time: int, masked: bool, bias: Layout,
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, per_group: int,
+    start: int, at_a_time: int, masked: bool, bias: Layout,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
 
@@ -330,6 +346,9 @@ def _of_bias(
         "TILE": TILE,
         "UNIT": tuple(PARTS[dtype][:3]),
     }
+    shares, across = _shares(problem)
+    programs = shares * problem.heads * problem.biases
+    programs *= cdiv(problem.rows_per_bias, per_group)
     numbers = (
         *bias[0],
         problem.heads,
@@ -339,6 +358,8 @@ def _of_bias(
         per_group,
         start,
         at_a_time,
+        shares,
+        across,
         problem.queries,
         problem.keys,
         int(masked),

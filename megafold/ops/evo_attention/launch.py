@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ import torch
 
 from megafold.ops.evo_attention import hopper, hopper_launch
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
+from megafold.ops.evo_attention.folding import add_groups_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
+from megafold.ops.evo_attention.waiting import waiting_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.precision import IEEE, bits_of, precision_of
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
@@ -26,6 +28,10 @@ KERNELS = (FORWARD, *GRADIENTS)
 SMALLEST_BLOCK = 16  # the least that tensor cores multiply
 FEW_KEYS = 16  # up to which gradients are differences of near equals
 ROWS_FOR_COPY = 8  # that share a bias, from which a transposed copy of it is made
+BY_GRID = ("i_program", None)  # a program does what its place in the grid says
+WAITING = {"BLOCK_Q": 64, "BLOCK_K": 64}  # of the kernel that waits behind Hopper's own
+WAITING_PROGRAMS = 2  # of it, per multiprocessor
+ADDED = 1024  # numbers of the bias's gradient that a program adds up
 WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
 
 
@@ -120,8 +126,8 @@ def backward(
         return [g.zero_() for g in results]
     bias, mask = readable(pair_bias), spread(mask, problem)
     delta = torch.empty(stats.shape[1:], dtype=torch.float32, device=q.device)
-    beyond = sums = None
     alone = grad_bias if problem.rows_per_bias == 1 else None
+    shared = for_bias and alone is None
     if (
         for_q
         and for_k
@@ -135,18 +141,24 @@ def backward(
             problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
             grad_bias, scale,
         )  # fmt: skip
-    launch_grad_q(
-        problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale, beyond
-    )  # fmt: skip
-    if for_k or for_v:
-        launch_grad_kv(
-            problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, beyond
+        launch_waiting(
+            problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
+            alone, sums, scale,
         )  # fmt: skip
-    if for_bias and alone is None:
-        launch_grad_bias(
-            problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale,
-            None if sums is None else beyond, sums,
+        if sums is not None:
+            shared = False
+            if len(sums) > 1 or grad_bias.dtype != sums.dtype:
+                add_groups(sums, grad_bias)
+    else:
+        launch_grad_q(
+            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
         )  # fmt: skip
+        if for_k or for_v:
+            launch_grad_kv(
+                problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+            )  # fmt: skip
+    if shared:
+        launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale)
     return results
 
 
@@ -163,87 +175,97 @@ def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
 
 
 def launch_grad_q(
-    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale, beyond=None
+    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
 ) -> Any:
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q).config
     stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale,
-        precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), beyond is not None,
+        precision_of(q.dtype, q.device), (*stored, BY_GRID), layout(q), layout(k), layout(v),
+        layout(grad), layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, beyond)
+        return launcher(q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias)
 
 
 def launch_grad_kv(
-    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale, beyond=None
-) -> Any:
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+) -> Any:  # fmt: skip
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q).config
-    if (
-        config.blocks["KEYS_FIRST"] and beyond is None
-    ):  # behind other kernels it is hardly ever read
+    if config.blocks["KEYS_FIRST"]:
         bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
     launcher = _by_rows(
         grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale,
-        precision_of(q.dtype, q.device), stored, layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), beyond is not None,
+        precision_of(q.dtype, q.device), (*stored, BY_GRID), layout(q), layout(k), layout(v),
+        layout(grad), layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
-        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, beyond)
+        return launcher(q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v)
 
 
 def launch_grad_bias(
-    problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale, beyond=None, sums=None
-) -> Any:
-    """Fill ``grad_bias``: the rows in groups, then the sum of the groups.
-
-    Where ``sums`` are given they hold those of the groups already, unless logits are too large.
-    """
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale
+) -> Any:  # fmt: skip
+    """Fill ``grad_bias``: the rows in groups, then the sum of the groups."""
     config = config_of(GRAD_BIAS, problem, q).config
     blocks = _fitted(config.blocks, problem)
-    tiles = (
-        cdiv(problem.queries, blocks["BLOCK_Q"])
-        * cdiv(problem.keys, blocks["BLOCK_K"])
-        * problem.heads
-        * problem.biases
-    )
-    given = sums is not None
-    groups = len(sums) if given else row_groups(
+    tiles = _tiles_of_bias(problem, blocks)
+    groups = row_groups(
         problem, tiles, multiprocessors(q.device), 4 * grad_bias.numel(),
         q.numel() * q.element_size(),
     )  # fmt: skip
     per_group = cdiv(problem.rows_per_bias, groups)
     groups = cdiv(problem.rows_per_bias, per_group)
-    if not given:
-        sums = grad_bias
-        if groups > 1:
-            of_groups = (groups, *grad_bias.shape)
-            sums = torch.empty(of_groups, dtype=torch.float32, device=grad_bias.device)
+    sums = grad_bias
+    if groups > 1:
+        of_groups = (groups, *grad_bias.shape)
+        sums = torch.empty(of_groups, dtype=torch.float32, device=grad_bias.device)
     launcher = _bias_sums(
         grad_bias_kernel, config, problem, tiles * groups, per_group, q.device, scale,
         precision_of(q.dtype, q.device), layout(q), layout(k), layout(v), layout(grad),
-        layout(mask), layout(bias), sums.dtype, beyond is not None,
+        layout(mask), layout(bias), sums.dtype,
     )  # fmt: skip
     with on(q.device):
-        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums, beyond)
-    if sums is not grad_bias:
-        if grad_bias.dtype == torch.float32:
-            torch.sum(sums, dim=0, out=grad_bias)
-        else:
-            grad_bias.copy_(sums.sum(dim=0))
+        compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums)
+    if groups > 1:
+        add_groups(sums, grad_bias)
     return compiled
+
+
+def add_groups(sums: torch.Tensor, grad_bias: torch.Tensor) -> None:
+    """Fill ``grad_bias`` with the sum of those of the groups, ``[groups, *bias.shape]``."""
+    launcher = _add_groups(
+        add_groups_kernel, sums.shape[0], grad_bias.numel(), sums.device, layout(grad_bias)
+    )
+    with on(sums.device):
+        launcher(sums, grad_bias)
+
+
+def launch_waiting(
+    problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
+    grad_bias, sums, scale,
+) -> Any:  # fmt: skip
+    """Fill the gradients that are not None where ``beyond`` says so on the GPU; else nothing."""
+    launcher = _waiting(
+        waiting_kernel, problem, q.device, scale, 0 if sums is None else sums.shape[0],
+        grad_bias is not None, layout(q), layout(k), layout(v), layout(grad), layout(mask),
+        layout(bias),
+    )  # fmt: skip
+    with on(q.device):
+        return launcher(
+            beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
+            grad_bias, sums,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def _by_rows(
     kernel: Any, config: Config, problem: Problem, split: str, device: torch.device, scale: float,
-    precision: str, stored: tuple[tuple[str, bool], ...],
+    precision: str, stored: tuple[tuple[str, bool | None], ...],
     q: Layout, k: Layout, v: Layout, grad: Layout | None, mask: Layout | None, bias: Layout | None,
-    flagged: bool = False,
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one block (``split``) of one head in ROWS rows."""
     blocks = _fitted(config.blocks, problem)
@@ -260,15 +282,50 @@ def _bias_sums(
     kernel: Any, config: Config, problem: Problem, programs: int, per_group: int,
     device: torch.device, scale: float, precision: str,
     q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout | None,
-    dtype: torch.dtype, flagged: bool,
+    dtype: torch.dtype,
 ) -> Launcher:  # fmt: skip
     """A launch whose programs each take one tile of the bias in ``per_group`` rows."""
     blocks = _fitted(config.blocks, problem)
     wrap = problem.rows_per_bias > problem.rows
-    constants = {**_constants(problem, q, precision, mask, bias, blocks), "WRAP": wrap}
+    constants = _constants(problem, q, precision, mask, bias, blocks)
+    constants = {**constants, "WRAP": wrap, **dict([BY_GRID])}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     numbers = (*numbers, problem.biases, per_group)
     return Launcher(kernel, programs, numbers, constants, config.options)
+
+
+@lru_cache(maxsize=4096)
+def _add_groups(
+    kernel: Any, groups: int, numbers: int, device: torch.device, grad_bias: Layout
+) -> Launcher:
+    constants = {"BLOCK": ADDED}
+    return Launcher(kernel, cdiv(numbers, ADDED), (groups, numbers), constants, {"num_warps": 4})
+
+
+@lru_cache(maxsize=4096)
+def _waiting(
+    kernel: Any, problem: Problem, device: torch.device, scale: float, groups: int, alone: bool,
+    q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout,
+) -> Launcher:  # fmt: skip
+    """A launch of few programs: as a rule they return at once."""
+    blocks = _fitted(WAITING, problem)
+    of_rows = problem.heads * problem.total_rows
+    of_q = cdiv(problem.queries, blocks["BLOCK_Q"]) * of_rows
+    of_keys = cdiv(problem.keys, blocks["BLOCK_K"]) * of_rows
+    constants = _constants(problem, q, IEEE, mask, bias, blocks)
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    constants["WRAP"] = problem.rows_per_bias > problem.rows
+    numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
+    per_group = cdiv(problem.rows_per_bias, max(groups, 1))
+    of_bias = _tiles_of_bias(problem, blocks) * groups
+    numbers = (*numbers, problem.biases, per_group, of_q, of_keys, of_bias)
+    programs = min(of_q, WAITING_PROGRAMS * multiprocessors(device))
+    return Launcher(kernel, programs, numbers, constants, {"num_warps": 8, "num_stages": 2})
+
+
+def _tiles_of_bias(problem: Problem, blocks: Mapping[str, int]) -> int:
+    tiles = cdiv(problem.queries, blocks["BLOCK_Q"]) * cdiv(problem.keys, blocks["BLOCK_K"])
+    return tiles * problem.heads * problem.biases
 
 
 def row_groups(
