@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile
+from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile, long
 
 COLUMNS = 16  # the fewest that tensor cores multiply
 PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
@@ -56,11 +56,11 @@ PARTS = {
 
 @triton.jit
 def _in_parts(o_c, b, FIRST: tl.constexpr, b_e, UNIT: tl.constexpr):
-    """Put numbers ``b`` into three columns of ``b_e``, which has the dtype of the operands."""
+    """Put numbers ``b`` ``[rows, 1]`` into three columns of ``b_e``, in its dtype."""
     for i in tl.static_range(3):
         b_p = (b / UNIT[i]).to(b_e.dtype)
         b -= b_p.to(tl.float32) * UNIT[i]
-        b_e = tl.where(o_c == FIRST + i, b_p[:, None], b_e)
+        b_e = tl.where(o_c == FIRST + i, b_p, b_e)
     return b_e
 
 
@@ -94,13 +94,13 @@ def fold_queries_kernel(
     p_grad = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
     b_o = load_tile(p_out, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
     b_g = load_tile(p_grad, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)
-    i_first = (i_row.to(tl.int64) * heads + i_head) * queries + i_q
-    b_shift = tl.load(p_stats + i_first + o_q, mask=m, other=0.0)
-    b_beyond = tl.where(tl.abs(b_shift) <= _PEAK, 0, 1)  # of NaN, too
-    if tl.max(b_beyond, 0) > 0:
-        tl.store(p_beyond, 1)  # whoever does: no program stores anything else
-    b_inverse = tl.load(p_stats + stride_inverse + i_first + o_q, mask=m, other=0.0)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)[:, None]
+    o_r = (i_row.to(tl.int64) * heads + i_head) * queries + i_q + o_q[:, None]
+    m_r = m[:, None]
+    b_shift = tl.load(p_stats + o_r, mask=m_r, other=0.0)
+    b_inverse = tl.load(p_stats + stride_inverse + o_r, mask=m_r, other=0.0)
+    # Whoever finds one stores: no program stores anything else.
+    tl.store(p_beyond + 0 * o_r, 1, mask=(tl.abs(b_shift) <= _PEAK) == 0)  # of NaN, too
     # A query that has no key has no weights: a logarithm beyond every exponential.
     b_some = b_inverse > 0.0
     b_log = b_shift + tl.where(b_some, -tl.log2(tl.where(b_some, b_inverse, 1.0)), 16384.0)
@@ -108,8 +108,8 @@ def fold_queries_kernel(
     b_e = _in_parts(o_c, -b_log / (scale * LOG2E), 0, b_e, UNIT)
     b_e = _in_parts(o_c, -b_delta, 4, b_e, UNIT)
     b_e = tl.where(o_c == 3, tl.full([], LARGE, tl.float32).to(b_e.dtype), b_e)
-    tl.store(p_beside + (i_first + o_q)[:, None] * 16 + o_c, b_e, mask=m[:, None])
-    tl.store(p_delta + i_first + o_q, b_delta * b_inverse, mask=m)
+    tl.store(p_beside + o_r * 16 + o_c, b_e, mask=m_r)
+    tl.store(p_delta + o_r, b_delta * b_inverse, mask=m_r)
 
 
 @triton.jit
@@ -165,6 +165,20 @@ def turn_bias_kernel(
 
 
 @triton.jit
+def _sum(p, m, count, stride, BLOCK: tl.constexpr):
+    """Of ``count`` times BLOCK numbers, ``stride`` apart, in their order; four are read at once."""
+    b = tl.zeros([BLOCK], tl.float32)
+    for i in range(0, count, 4):
+        b_0 = tl.load(p, mask=m, other=0.0)
+        b_1 = tl.load(p + stride, mask=m & (i + 1 < count), other=0.0)
+        b_2 = tl.load(p + 2 * stride, mask=m & (i + 2 < count), other=0.0)
+        b_3 = tl.load(p + 3 * stride, mask=m & (i + 3 < count), other=0.0)
+        b = (((b + b_0) + b_1) + b_2) + b_3
+        p += 4 * stride
+    return b
+
+
+@triton.jit
 def add_ranges_kernel(
     p_sums,  # fp32 [ranges, B S, H, N in tiles, 64 D], as `hopper_backward` holds them
     p_grad_q,  # [B, S, N, H, D], contiguous, written
@@ -179,10 +193,7 @@ def add_ranges_kernel(
     o = rest % blocks * BLOCK + tl.arange(0, BLOCK)
     m = o < padded * width
     p_sums += (i_row.to(tl.int64) * heads + i_head) * padded * width
-    b = tl.zeros([BLOCK], tl.float32)
-    for _ in range(0, ranges):
-        b += tl.load(p_sums + o, mask=m, other=0.0)
-        p_sums += stride_range.to(tl.int64)
+    b = _sum(p_sums + o, m, ranges, long(stride_range), BLOCK)
     # By eight channels, 16 queries of a warp, and threads, which have two of each.
     o_tile = o % (64 * width)
     i_q = o // (64 * width) * 64 + o_tile // 128 % 4 * 16 + o // 2 % 2 * 8 + o // 16 % 8
@@ -203,8 +214,5 @@ def add_groups_kernel(
     """BLOCK numbers of the bias's gradient, from what groups of rows add to it, in their order."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < numbers
-    b = tl.zeros([BLOCK], tl.float32)
-    for _ in range(0, groups):
-        b += tl.load(p_sums + o, mask=m, other=0.0)
-        p_sums += numbers
+    b = _sum(p_sums + o, m, groups, long(numbers), BLOCK)
     tl.store(p_sum + o, b.to(p_sum.dtype.element_ty), mask=m)

@@ -34,6 +34,8 @@ from megafold.ops.sizes import cdiv, multiprocessors
 FOLD_BLOCK = 128
 ADD_BLOCK = 512
 BIAS_TILES = 3  # of 64 by 64, that a program of the bias's gradient has
+START_OF_BIAS = 3  # and end of a program, in rows that it could have added
+ADDED = 3e6  # bytes of groups that are added in the time of a row
 IN_LAUNCH = 1.3  # of L2: what the rows of a launch may be; at 1.6 it takes 1.6 times as long
 
 
@@ -119,19 +121,20 @@ def _shares(problem: Any) -> tuple[int, int]:
 def _row_groups(problem: Any, device: torch.device) -> tuple[int, int]:
     """Into how many groups the rows are split for the bias's gradient, and rows in each.
 
-    As many as leave the fewest rows to the busiest multiprocessor, which runs one program at a
-    time, while the sums of all groups take no more than half the memory of q, or are two.
+    As many as leave the least to the busiest multiprocessor, which runs one program at a time, and
+    to the kernel that adds the groups, while the sums of all take no more than half the memory of
+    q, or are two.
     """
     programs = _shares(problem)[0] * problem.heads * problem.biases
     of_q = problem.total_rows * problem.queries * problem.heads * 2 * problem.width
     of_bias = 4 * problem.biases * problem.heads * problem.queries * problem.keys
     allowed = min(max(2, of_q // (2 * of_bias)), problem.rows_per_bias)
 
-    def busiest(groups: int) -> int:
-        rows = cdiv(problem.rows_per_bias, groups)
-        return cdiv(programs * groups, multiprocessors(device)) * rows
+    def rows(groups: int) -> float:
+        each = cdiv(problem.rows_per_bias, groups) + START_OF_BIAS
+        return cdiv(programs * groups, multiprocessors(device)) * each + groups * of_bias / ADDED
 
-    per_group = cdiv(problem.rows_per_bias, min(range(1, allowed + 1), key=busiest))
+    per_group = cdiv(problem.rows_per_bias, min(range(1, allowed + 1), key=rows))
     return cdiv(problem.rows_per_bias, per_group), per_group
 
 
@@ -289,6 +292,7 @@ def _of_all(
         "SPLIT": plan.ranges > 1,
         "AGAIN": plan.walks_each > 1,
         "PARTIAL": cdiv(problem.keys, TILE) % blocks.groups > 0,
+        "SHARED": plan.shared,
         "GROUPS": blocks.groups,
         "STAGES": blocks.stages,
         "SLICES": blocks.slices,
