@@ -44,7 +44,7 @@ SHAPES = (
     "B3 S24 N64 H4 D64",  # a bias for each of the batch
     "B1 S67 N384 H4 D32",  # two walks over the keys
     "B1 S17 N256 K320 H16 D64",
-    "B1 S9 N200 K256 H32 D32",  # keys fill one group of the last walk, which two share
+    "B1 S9 N200 K256 H32 D32",  # keys fill one group of the last walk
     "B1 S67 N140 K440 H4 D32",  # the same of the third walk, keys not to the end
     "B1 S67 N40 K500 H4 D32",  # and two of them, or of two groups one; queries one tile
     "B1 S13 N1024 K64 H24 D32",  # more of the bias than L2 holds beside the rest: two heads at once

@@ -25,8 +25,6 @@ FEWEST_ITEMS = 2  # of work for each multiprocessor
 SUMS = 0.1  # of the memory of a bias's gradient: what sums of q's may take
 FEWEST_ROWS = 8  # that share a bias: two copies of it are made, and its gradient is a sum
 WIDTHS = (32, 64)  # of a head, padded
-SHARED_WIDTH = 32  # of a head, of whose keys two groups may share the last
-SHARED_WALK = 0.5  # what a walk of those takes of another
 ALONE_WIDTH = 32  # of a head whose row has a bias of its own: wider, those of `backward` are faster
 
 
@@ -183,7 +181,6 @@ class Plan(NamedTuple):
     walks: int  # over all keys
     walks_each: int  # of an item
     ranges: int  # of keys, each an item
-    shared: bool  # the last walk has keys for one group, which two share
     items: int
     programs: int
 
@@ -203,14 +200,11 @@ def plan_of(problem: Any, device: torch.device) -> Plan:
         each = cdiv(walks, max(1, allowed)) if alone else walks
         ranges = cdiv(walks, each)
         items = ranges * heads
-        # What one gives to the other has room where a head's channels are few.
-        shared = cdiv(problem.keys, TILE) % blocks.groups == 1 and blocks.slices == 2
-        shared = shared and not alone and width_of(problem) == SHARED_WIDTH
-        return Plan(blocks, alone, walks, each, ranges, shared, items, min(items, most))
+        return Plan(blocks, alone, walks, each, ranges, items, min(items, most))
 
     def cost(plan: Plan) -> float:
-        walks = plan.walks_each - plan.shared * (1.0 - SHARED_WALK)
-        return cdiv(plan.items, plan.programs) * walks * plan.blocks.groups * plan.blocks.cost
+        turns = cdiv(plan.items, plan.programs) * plan.walks_each
+        return turns * plan.blocks.groups * plan.blocks.cost
 
     blocks = SIZES[width_of(problem)].blocks
     if alone:  # three groups would spill registers

@@ -60,11 +60,11 @@ def _fetch(
     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys,
     items, rows, heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each,
-    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, SHARED: gl.constexpr,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, GROUPS: gl.constexpr,
+    WIDTH: gl.constexpr,
+    STAGES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches: keys and values of a walk, then the queries' tiles in their order."""
-    LEFT: gl.constexpr = TILE * WIDTH * 4 + TILE * 32  # of a step, but for the bias
     s, in_s = 0, 0
     j, in_j = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
@@ -77,12 +77,9 @@ def _fetch(
             mbarrier.wait(empty_keys.index(j), in_j ^ 1)
             bar_keys = full_keys.index(j)
             mbarrier.expect(bar_keys, GROUPS * TILE * (WIDTH * 4 + 32))
-            each = TILE  # keys from one group's to the next's
-            if SHARED:
-                each = gl.where(i_walk == walks - 1, 0, TILE)
             for g in gl.static_range(GROUPS):
-                at_keys = [i_row, i_k + g * each, i_head, 0]
-                at_columns = [i_row * masks, i_k + g * each, 0]
+                at_keys = [i_row, i_k + g * TILE, i_head, 0]
+                at_columns = [i_row * masks, i_k + g * TILE, 0]
                 i_s = j * GROUPS + g
                 tma.async_copy_global_to_shared(d_k, at_keys, bar_keys, s_k.index(i_s))
                 tma.async_copy_global_to_shared(d_v, at_keys, bar_keys, s_v.index(i_s))
@@ -93,11 +90,7 @@ def _fetch(
                 bar = full.index(s)
                 i_q = i * TILE
                 mbarrier.wait(empty.index(s), in_s ^ 1)
-                if SHARED:
-                    mbarrier.expect(bar, LEFT + TILE * TILE * 4, pred=each == 0)
-                    mbarrier.expect(bar, LEFT + GROUPS * TILE * TILE * 4, pred=each > 0)
-                else:
-                    mbarrier.expect(bar, LEFT + GROUPS * TILE * TILE * 4)
+                mbarrier.expect(bar, TILE * WIDTH * 4 + TILE * 32 + GROUPS * TILE * TILE * 4)
                 at = [i_row, i_q, i_head, 0]
                 tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(s))
                 tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(s))
@@ -110,12 +103,7 @@ def _fetch(
                         at_bias = [i_bias, i_q, i_k + g * TILE]
                     else:
                         at_bias = [i_bias, i_k + g * TILE, i_q]
-                    if SHARED and g > 0:
-                        tma.async_copy_global_to_shared(
-                            d_bias, at_bias, bar, s_bias.index(i_s), each > 0
-                        )
-                    else:
-                        tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(i_s))
+                    tma.async_copy_global_to_shared(d_bias, at_bias, bar, s_bias.index(i_s))
                 s, in_s = following(s, in_s, STAGES)
             j, in_j = following(j, in_j, 2)
 
@@ -211,21 +199,17 @@ def _of_queries(
 def _walk(
     g: gl.constexpr, d_grad_k, d_grad_v, p_grad_bias,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
-    full, empty, empty_keys, full_logits, empty_logits, s, in_s, j, in_j, b, turn,
+    full, empty, empty_keys, full_logits, empty_logits, s, in_s, j, in_j, b,
     i_row, i_head, i_walk, heads, queries, keys, blocks_q, scale,
-    HALF: gl.constexpr, ALONE: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    ALONE: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
 ):  # fmt: skip
     """One walk over the queries, with 64 keys; buffers are counted along.
 
-    A tile of queries is taken in slices, so that fewer logits are in registers at once. HALF: the
-    keys are those of two groups, each of which takes one slice of two; the second gives what it
-    has to the first.
+    A tile of queries is taken in slices, so that fewer logits are in registers at once.
     """
-    FIRST: gl.constexpr = g if HALF else 0
-    LAST: gl.constexpr = FIRST + 1 if HALF else SLICES
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, SLICE, 16])
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, LOGITS, k_width=2)
@@ -253,11 +237,9 @@ def _walk(
         t_q = s_q.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
         t_do = s_grad.index(s)._reinterpret(dtype, [TILE, WIDTH], KEYS)
         t_e = s_beside.index(s)._reinterpret(dtype, [TILE, 16], BESIDE)
-        t_bias = s_bias.index(s * GROUPS + (0 if HALF else g))._reinterpret(
-            gl.float32, [TILE, TILE], MIXED_BIAS
-        )
+        t_bias = s_bias.index(s * GROUPS + g)._reinterpret(gl.float32, [TILE, TILE], MIXED_BIAS)
         t_ds = s_logits.index(j * GROUPS + g)._reinterpret(dtype, [TILE, TILE], MIXED_LOGITS)
-        for h in gl.static_range(FIRST, LAST):
+        for h in gl.static_range(SLICES):
             q = t_q.slice(h * SLICE, SLICE)
             do = t_do.slice(h * SLICE, SLICE)
             e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
@@ -284,15 +266,12 @@ def _walk(
                 m = (i_k + o_n < keys)[:, None] & (i_q + o_m < queries)[None, :]
                 gl.store(p_ds + (o_m[None, :] * keys + o_n[:, None]), ds, mask=m)
             ds = ds.to(dtype)
-            if h == FIRST:
+            if h == 0:
                 mbarrier.wait(empty_logits.index(j), in_j ^ 1)
-                if HALF and i < 2:  # of the other's slice there are none here
-                    none_of = gl.zeros([TILE, SLICE], dtype, LOGITS)
-                    t_ds.slice((1 - FIRST) * SLICE, SLICE, 1).store(none_of)
             t_ds.slice(h * SLICE, SLICE, 1).store(ds)
             ds = gl.convert_layout(ds, LEFT_ACC)
             dk = warpgroup_mma(ds, q, dk, is_async=True)
-            if h == LAST - 1:
+            if h == SLICES - 1:
                 fence_async_shared()
                 mbarrier.arrive(full_logits.index(j))
             dv, dk = warpgroup_mma_wait(0, deps=(dv, dk))
@@ -300,38 +279,19 @@ def _walk(
         s, in_s = following(s, in_s, STAGES)
         j, in_j = following(j, in_j, 2)
     mbarrier.arrive(empty_keys.index(b))
+    # Both leave by TMA, from where the logits of the last two steps went through.
+    at = [i_row, (i_walk * GROUPS + g) * TILE, i_head, 0]
+    box: gl.constexpr = d_grad_v.block_shape
+    mbarrier.wait(empty_logits.index(j), in_j ^ 1)
+    t_dv = s_logits.index(j * GROUPS + g)
+    t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
     n, in_n = following(j, in_j, 2)
-    if HALF:
-        SUMS: gl.constexpr = gl.NVMMASharedLayout(128, 32, rank=2)
-        u_dv = s_logits.index(j * GROUPS + 1)._reinterpret(gl.float32, [TILE, WIDTH], SUMS)
-        u_dk = s_logits.index(n * GROUPS + 1)._reinterpret(gl.float32, [TILE, WIDTH], SUMS)
-        if g == 1:
-            mbarrier.wait(empty_logits.index(j), in_j ^ 1)
-            u_dv.store(dv)
-            mbarrier.wait(empty_logits.index(n), in_n ^ 1)
-            u_dk.store(dk)
-            mbarrier.arrive(full_logits.index(2))
-            mbarrier.wait(full_logits.index(3), turn)
-        else:
-            mbarrier.wait(full_logits.index(2), turn)
-            dv += u_dv.load(ACC)
-            dk += u_dk.load(ACC)
-            mbarrier.arrive(full_logits.index(3))
-    if not HALF or g == 0:
-        # Both leave by TMA, from where the logits of the last two steps went through.
-        at = [i_row, (i_walk * GROUPS + g) * TILE, i_head, 0]
-        box: gl.constexpr = d_grad_v.block_shape
-        mbarrier.wait(empty_logits.index(j), in_j ^ 1)
-        t_dv = s_logits.index(j * GROUPS + g)
-        t_dv._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store(dv.to(dtype))
-        mbarrier.wait(empty_logits.index(n), in_n ^ 1)
-        t_dk = s_logits.index(n * GROUPS + g)
-        t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
-        fence_async_shared()
-        t_dv = t_dv._reinterpret(dtype, box, d_grad_v.layout)
-        t_dk = t_dk._reinterpret(dtype, box, d_grad_k.layout)
-        tma.async_copy_shared_to_global(d_grad_v, at, t_dv)
-        tma.async_copy_shared_to_global(d_grad_k, at, t_dk)
+    mbarrier.wait(empty_logits.index(n), in_n ^ 1)
+    t_dk = s_logits.index(n * GROUPS + g)
+    t_dk._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).store((dk * scale).to(dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(d_grad_v, at, t_dv._reinterpret(dtype, box, d_grad_v.layout))
+    tma.async_copy_shared_to_global(d_grad_k, at, t_dk._reinterpret(dtype, box, d_grad_k.layout))
     return s, in_s, j, in_j
 
 
@@ -365,7 +325,7 @@ def _of_keys(
     full, empty, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
     ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, PARTIAL: gl.constexpr,
-    SHARED: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
@@ -374,23 +334,13 @@ def _of_keys(
     s, in_s = 0, 0
     j, in_j = 0, 0
     b, in_b = 0, 0
-    turn = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         i_row, i_head, walk, last = _place(
             item, rows, heads, at_once, walks, walks_each, TOGETHER, SPLIT
         )
         for i_walk in range(walk, last):
             mbarrier.wait(full_keys.index(b), in_b)
-            if SHARED and g < 2 and i_walk == walks - 1:
-                s, in_s, j, in_j = _walk(
-                    g, d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad, s_beside, s_beside_k,
-                    s_bias, s_logits, full, empty, empty_keys, full_logits, empty_logits,
-                    s, in_s, j, in_j, b, turn, i_row, i_head, i_walk, heads, queries, keys,
-                    blocks_q, scale, SHARED, ALONE, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE,
-                    UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
-                )  # fmt: skip
-                turn ^= 1
-            elif PARTIAL and (i_walk * GROUPS + g) * TILE >= keys:
+            if PARTIAL and (i_walk * GROUPS + g) * TILE >= keys:
                 s, in_s, j, in_j = _pass(
                     g, s_logits, full, empty, empty_keys, full_logits, empty_logits,
                     s, in_s, j, in_j, b, blocks_q, GROUPS, STAGES, TILE,
@@ -399,9 +349,9 @@ def _of_keys(
                 s, in_s, j, in_j = _walk(
                     g, d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad, s_beside, s_beside_k,
                     s_bias, s_logits, full, empty, empty_keys, full_logits, empty_logits,
-                    s, in_s, j, in_j, b, turn, i_row, i_head, i_walk, heads, queries, keys,
-                    blocks_q, scale, False, ALONE, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE,
-                    UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    s, in_s, j, in_j, b, i_row, i_head, i_walk, heads, queries, keys, blocks_q,
+                    scale, ALONE, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )  # fmt: skip
             b, in_b = following(b, in_b, 2)
     tma.store_wait(0)
@@ -432,7 +382,6 @@ def hopper_backward_kernel(
     SPLIT: gl.constexpr,  # the keys are, in ranges: no gradient of q, but sums
     AGAIN: gl.constexpr,  # an item has more walks than one
     PARTIAL: gl.constexpr,  # the last walk has not keys for all groups
-    SHARED: gl.constexpr,  # it has those of one, which two groups share
     GROUPS: gl.constexpr,  # blocks of 64 keys in a walk: 2 or 3
     STAGES: gl.constexpr,  # tiles of queries that are fetched ahead
     SLICES: gl.constexpr,
@@ -461,8 +410,7 @@ def hopper_backward_kernel(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     full_keys = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
     empty_keys = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
-    # Beside those of the logits two, for what one group gives to another: given, and taken.
-    full_logits = gl.allocate_shared_memory(gl.int64, [4, 1], BAR)
+    full_logits = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
     empty_logits = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), 1)
@@ -471,7 +419,6 @@ def hopper_backward_kernel(
         mbarrier.init(full_keys.index(i), 1)
         mbarrier.init(empty_keys.index(i), GROUPS + 1)
         mbarrier.init(full_logits.index(i), GROUPS)
-        mbarrier.init(full_logits.index(2 + i), 1)
         mbarrier.init(empty_logits.index(i), 1)
     # Arguments are written out for each role: a tuple kept under a name loses its constants.
     if GROUPS == 2:
@@ -486,23 +433,23 @@ def hopper_backward_kernel(
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, SHARED,
-                    GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
-                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, SHARED,
-                    GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
-                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
                     heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
-                    TOGETHER, SPLIT, SHARED, GROUPS, WIDTH, STAGES, TILE,
+                    TOGETHER, SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 1],
@@ -520,31 +467,31 @@ def hopper_backward_kernel(
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, SHARED,
-                    GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
-                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, SHARED,
-                    GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
-                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(2), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
-                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, SHARED,
-                    GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
-                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
+                    blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
+                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
+                    MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, full, empty, full_keys, empty_keys, items, rows,
                     heads, at_once, rows_per_bias, masks, blocks_q, walks, walks_each, ALONE,
-                    TOGETHER, SPLIT, SHARED, GROUPS, WIDTH, STAGES, TILE,
+                    TOGETHER, SPLIT, GROUPS, WIDTH, STAGES, TILE,
                 )),
             ],
             [4, 4, 4, 1],

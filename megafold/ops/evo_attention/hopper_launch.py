@@ -292,7 +292,6 @@ def _of_all(
         "SPLIT": plan.ranges > 1,
         "AGAIN": plan.walks_each > 1,
         "PARTIAL": cdiv(problem.keys, TILE) % blocks.groups > 0,
-        "SHARED": plan.shared,
         "GROUPS": blocks.groups,
         "STAGES": blocks.stages,
         "SLICES": blocks.slices,
