@@ -13,6 +13,7 @@ from megafold.bench.memory import peak_bytes, saved_bytes
 from megafold.ops.launcher import Launcher
 from megafold.ops.recording import launches
 from megafold.ops.transition import launch, library, passes  # noqa: F401, registers the operators
+from megafold.ops.transition.hopper import has_gluon
 from megafold.ops.transition.variants import variants
 from tests.numerics import DEVICE
 from tests.ops.test_transition import ON_GPU, drawn, fused
@@ -435,7 +436,8 @@ def test_every_kernel_is_among_those_compiled_ahead_of_time():
     names = {variant.name.split()[0] for variant in variants()}
     both = {f"transition.{name}_{way}" for name in BETWEEN for way in ("forward", "backward")}
     sums = {f"transition.{way}_gradients" for way in ("reduce", "split")}
-    assert names == {*launch.KERNELS, *sums, *both, "transition.gate_rows_backward"}
+    own = {"transition.hopper_forward", "transition.hopper_grad_rows"} if has_gluon() else set()
+    assert names == {*launch.KERNELS, *sums, *both, "transition.gate_rows_backward", *own}
     for variant in variants():
         assert list(variant.signature) == variant.kernel.arg_names
 

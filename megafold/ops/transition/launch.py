@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megafold.ops.hopper import in_words, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
-from megafold.ops.transition import elementwise
+from megafold.ops.transition import elementwise, hopper
 from megafold.ops.transition.backward import grad_rows_kernel
 from megafold.ops.transition.forward import forward_kernel
 from megafold.ops.transition.weights import (
@@ -116,6 +117,10 @@ def explained(
     for kernel in KERNELS:
         found = config_of(kernel, problem, x.device, weight_gate.dtype)
         lines.append(f"{kernel}: {found.config} ({found.source})")
+    if is_hopper(x.device):
+        for kernel, name in ((FORWARD, "forward"), (GRAD_ROWS, "backward by rows")):
+            not_there = hopper.why_not(problem, x, weight_gate.dtype, kernel)
+            lines.append(f"transition.hopper: {name} {in_words(not_there)}")
     return tuple(lines)
 
 
@@ -138,6 +143,8 @@ def chunks(rows: int, bytes_per_row: int, spare: int, wave: int = 1) -> Iterator
 def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -> Any:
     """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where there is a norm (``eps``)."""
     problem = Problem.of(x, gate)
+    if not hopper.why_not(problem, x, gate.dtype, FORWARD) and hopper.readable(x, gate, value, out):
+        return hopper.launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps)
     launcher = _forward(
         forward_kernel, config_of(FORWARD, problem, x.device, gate.dtype).config, problem, eps,
         x.device,
@@ -152,13 +159,18 @@ class RowsPlan(NamedTuple):
     """How the kernel by rows takes the rows of a call; the same in all of its chunks."""
 
     config: Config
-    block: int  # rows of a program
+    block: int  # rows of a program, or of one sum
     wave: int  # rows that the GPU takes at a time
+    own: bool = False  # by Hopper's own kernel
 
     @classmethod
-    def of(cls, problem: Problem, device: torch.device, dtype: torch.dtype) -> RowsPlan:
+    def of(
+        cls, problem: Problem, device: torch.device, dtype: torch.dtype, own: bool = False
+    ) -> RowsPlan:
         """The plan for all rows of a call."""
         config = config_of(GRAD_ROWS, problem, device, dtype).config
+        if own:
+            return cls(config, hopper.ROWS, hopper.GRAD_ROWS.wave(device), True)
         block = _fitted(config, problem)["BLOCK_M"]
         return cls(config, block, AT_A_TIME * multiprocessors(device) * block)
 
@@ -195,6 +207,11 @@ def launch_grad_rows(
     grad_x, sums, normalised, hidden,
 ) -> Any:  # fmt: skip
     """Fill ``grad_x``, ``sums``, ``normalised`` and ``hidden`` where they are not None."""
+    if plan.own:
+        return hopper.launch_grad_rows(
+            x, norm_weight, norm_bias, gate, value, out, stats, grad,
+            grad_x, sums, normalised, hidden,
+        )  # fmt: skip
     launcher = _grad_rows(
         grad_rows_kernel, plan.config, Problem.of(x, gate), x.device,
         layout(stats), layout(sums), hidden is not None,

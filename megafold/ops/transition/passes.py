@@ -10,7 +10,7 @@ import torch
 from megafold.ops.checks import autocast_enabled
 from megafold.ops.precision import in_full_fp32
 from megafold.ops.sizes import cdiv
-from megafold.ops.transition import launch
+from megafold.ops.transition import hopper, launch
 from megafold.ops.transition.elementwise import (
     gate_backward_kernel,
     gate_forward_kernel,
@@ -206,11 +206,17 @@ def _fused_backward(
     asked: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """By kernels alone: fill ``grad_x``; the gradients of the parameters that are asked for."""
-    _, _, gate, _, _ = parameters
+    _, _, gate, value, out = parameters
     problem, size = Problem.of(x, gate), gate.element_size()
-    plan = launch.RowsPlan.of(problem, x.device, gate.dtype)
     normalised = hidden = partial = None
     of_weights = any(asked[2:])
+    own = (
+        of_weights
+        and grad_x is not None
+        and not hopper.why_not(problem, x, gate.dtype, launch.GRAD_ROWS)
+        and hopper.readable(x, grad, gate, value, out)
+    )
+    plan = launch.RowsPlan.of(problem, x.device, gate.dtype, own)
     # Without gradients of weights nothing is written but the results.
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
     spare = int(launch.SCRATCH_OF_X * x.numel() * size)

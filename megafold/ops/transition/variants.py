@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.recording import recorded
-from megafold.ops.transition import elementwise, launch
+from megafold.ops.hopper import DEVICES, recording
+from megafold.ops.recording import distinct, recorded
+from megafold.ops.transition import elementwise, hopper, launch, passes
 from megafold.ops.tuning import Config, Entry, tables, use_config
 from megafold.ops.tuning.table import DEFAULT
 from megafold.ops.variants import KernelVariant
@@ -36,7 +37,36 @@ def variants() -> list[KernelVariant]:
                 key = " ".join(f"{name}{size}" for name, size in entry.sizes.items())
                 name = f"{entry.kernel} bfloat16 {key} {devices[0]}"
                 found.append(replace(variant(entry), name=name, devices=tuple(devices)))
-    return [*found, *_reduction(), *(v for sizes in WIDE for v in _between_products(*sizes))]
+    between = (v for sizes in WIDE for v in _between_products(*sizes))
+    return [*found, *_reduction(), *between, *_on_hopper()]
+
+
+def _on_hopper() -> list[KernelVariant]:
+    """The kernels that run on Hopper GPUs alone, with a norm and without."""
+    if not hopper.has_gluon():
+        return []
+    found = []
+    for dtype in hopper.HALVES:
+        for norm in (True, False):
+            with recording():
+                found += _both_passes(dtype, norm)
+    return [replace(v, devices=DEVICES) for v in distinct(found) if ".hopper" in v.name]
+
+
+def _both_passes(dtype: torch.dtype, norm: bool) -> list[KernelVariant]:
+    """What both passes launch, all gradients asked for."""
+    channels, hidden, eps = WIDTHS[-1], 4 * WIDTHS[-1], 1e-5 if norm else None
+    x = _empty(ROWS, channels, dtype=dtype)
+    norms = [_empty(channels, dtype=dtype) if norm else None for _ in range(2)]
+    weights = [_empty(*shape, dtype=dtype) for shape in 2 * [(hidden, channels)]]
+    operands = (x, *norms, *weights, _empty(channels, hidden, dtype=dtype))
+
+    def call() -> None:
+        y, stats = passes.forward(*operands, eps)
+        passes.backward(y, *operands, stats, eps, [t is not None for t in operands])
+
+    name = f"{str(dtype).removeprefix('torch.')} {'' if norm else 'no norm'}".strip()
+    return recorded(call, name)
 
 
 def variant(entry: Entry) -> KernelVariant:
