@@ -100,13 +100,24 @@ def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -
         return launcher(*tiles, norm_weight, norm_bias, stats)
 
 
+def sums_of(rows: int, device: torch.device) -> int:
+    """How many sums for the norm's parameters :func:`launch_grad_rows` leaves."""
+    return GRAD_ROWS.groups * _programs(GRAD_ROWS, rows, device)
+
+
 def launch_grad_rows(
-    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised, hidden
-) -> Any:
-    """Fill ``grad_x`` and ``hidden``, and ``sums`` and ``normalised`` where they are not None."""
+    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised, hidden,
+    again: bool,
+) -> Any:  # fmt: skip
+    """Fill ``grad_x`` and ``hidden``, and ``sums`` and ``normalised`` where they are not None.
+
+    Args:
+        sums: fp32 ``[sums_of(rows), 2, C]`` of rows as many or more.
+        again: add to ``sums``.
+    """
     launcher = _grad_rows(
         GRAD_ROWS, x.shape[0], gate.shape[0], 0 if stats is None else stats.stride(0), x.device,
-        x.dtype, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
+        x.dtype, again, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
     )  # fmt: skip
     boxes = _boxes(GRAD_ROWS.units, x.dtype)
     tiles = (
@@ -143,7 +154,7 @@ def _forward(
 ) -> Launcher:  # fmt: skip
     from megafold.ops.transition.hopper_forward import hopper_forward_kernel
 
-    programs = min(multiprocessors(device), cdiv(rows, sizes.groups * ROWS))
+    programs = _programs(sizes, rows, device)
     numbers = (rows, hidden, eps)
     options = {"num_warps": 4}
     return Launcher(hopper_forward_kernel, programs, numbers, _constants(sizes), options)
@@ -152,14 +163,18 @@ def _forward(
 @lru_cache(maxsize=1024)
 def _grad_rows(
     sizes: Sizes, rows: int, hidden: int, stride_stats: int, device: torch.device,
-    dtype: torch.dtype, *pointers: Layout | None,
+    dtype: torch.dtype, again: bool, *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.transition.hopper_backward import hopper_grad_rows_kernel
 
-    programs = min(multiprocessors(device), cdiv(rows, sizes.groups * ROWS))
+    programs = _programs(sizes, rows, device)
     numbers = (rows, hidden, stride_stats)
-    options = {"num_warps": 4}
-    return Launcher(hopper_grad_rows_kernel, programs, numbers, _constants(sizes), options)
+    constants, options = {"AGAIN": again, **_constants(sizes)}, {"num_warps": 4}
+    return Launcher(hopper_grad_rows_kernel, programs, numbers, constants, options)
+
+
+def _programs(sizes: Sizes, rows: int, device: torch.device) -> int:
+    return min(multiprocessors(device), cdiv(rows, sizes.groups * ROWS))
 
 
 def _constants(sizes: Sizes) -> dict[str, Any]:

@@ -59,21 +59,25 @@ def _hat(t_x, mean, inverse, ACC: gl.constexpr):
 
 
 @gluon.jit
+def _leave(p, rows, again, o_c):
+    """Add up rows, and what was left before."""
+    total = gl.sum(rows, 0)
+    gl.store(p + o_c, total + gl.load(p + o_c, mask=(o_c < C) & again, other=0.0))
+    barrier()  # one sum after the other, and x read again: so registers suffice
+
+
+@gluon.jit
 def _through_norm(
-    dn, t_x, p_norm_weight, p_stats, p_sums, i_row, rows, stride_stats, ACC: gl.constexpr
+    dn, t_x, p_norm_weight, p_stats, p_sums, again, i_row, rows, stride_stats, ACC: gl.constexpr
 ):
-    """Leave the gradient of x in its place, and the rows' sums for the norm's parameters."""
+    """Leave the gradient of x in its place; add the rows' sums for the norm's parameters."""
     i_m = i_row + gl.arange(0, ROWS, gl.SliceLayout(1, ACC))
     o_c = gl.arange(0, C, gl.SliceLayout(0, ACC))
     mean = gl.load(p_stats + i_m, mask=i_m < rows, other=0.0)
     inverse = gl.load(p_stats + stride_stats + i_m, mask=i_m < rows, other=0.0)
     if p_sums is not None:
-        p = p_sums + (i_row // ROWS).to(gl.int64) * (2 * C) + o_c
-        there = (o_c < C) & (i_row < rows)  # the first always: for every channel
-        gl.store(p + C, gl.sum(dn, 0), mask=there)
-        barrier()  # one sum after the other, and x read again: so registers suffice
-        gl.store(p, gl.sum(dn * _hat(t_x, mean, inverse, ACC), 0), mask=there)
-        barrier()
+        _leave(p_sums + C, dn, again, o_c)
+        _leave(p_sums, dn * _hat(t_x, mean, inverse, ACC), again, o_c)
     if p_norm_weight is not None:
         dn = dn * gl.load(p_norm_weight + o_c).to(gl.float32)[None, :]
     hat = _hat(t_x, mean, inverse, ACC)
@@ -88,7 +92,7 @@ def _gradients(
     g: gl.constexpr, d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight, p_norm_bias,
     p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out,
     full_n, full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats,
-    PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
+    AGAIN: gl.constexpr, PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
@@ -102,6 +106,9 @@ def _gradients(
     in_n, in_grad = 0, 0
     p, in_p = 0, 0
     o, in_o = 0, 0
+    p_own = p_sums
+    if p_sums is not None:
+        p_own += (gl.program_id(0) * GROUPS + g) * (2 * C)
     step = gl.num_programs(0) * (GROUPS * ROWS)
     start = gl.program_id(0) * (GROUPS * ROWS)
     mbarrier.expect(bar_n, BYTES)
@@ -164,8 +171,11 @@ def _gradients(
         if p_stats is not None:
             mbarrier.wait(bar_grad, in_grad)
             in_grad ^= 1
+            again = first > start
+            if AGAIN:
+                again = first >= start
             _through_norm(
-                dn, t_grad, p_norm_weight, p_stats, p_sums, i_row, rows, stride_stats, ACC
+                dn, t_grad, p_norm_weight, p_stats, p_own, again, i_row, rows, stride_stats, ACC
             )
         else:
             t_grad.store(dn.to(dtype))
@@ -189,10 +199,11 @@ def hopper_grad_rows_kernel(
     p_norm_weight,  # [C] or None
     p_norm_bias,  # [C] or None
     p_stats,  # fp32 [2, M]: mean, and one over the standard deviation; None: no norm
-    p_sums,  # fp32 [M / 64, 2, C], written: for the norm's weight and bias; or None
+    p_sums,  # fp32 [2 programs, 2, C], written: for the norm's weight and bias; or None
     rows,
     hidden,
     stride_stats,  # from a row's mean to its inverse deviation
+    AGAIN: gl.constexpr,  # p_sums is added to: other rows are in it
     PAIRS: gl.constexpr,  # tiles of gate and value that are fetched ahead
     OUTS: gl.constexpr,  # and of the output
     REGISTERS: gl.constexpr,  # of a thread that computes
@@ -231,13 +242,13 @@ def hopper_grad_rows_kernel(
                 gl.constexpr(0), d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight,
                 p_norm_bias, p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out, full_n,
                 full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden,
-                stride_stats, PAIRS, OUTS, LINES,
+                stride_stats, AGAIN, PAIRS, OUTS, LINES,
             )),
             (_gradients, (
                 gl.constexpr(1), d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight,
                 p_norm_bias, p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out, full_n,
                 full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden,
-                stride_stats, PAIRS, OUTS, LINES,
+                stride_stats, AGAIN, PAIRS, OUTS, LINES,
             )),
             (fetch, (
                 d_gate, d_value, d_out, s_pair, s_out, full_pair, empty_pair, full_out,

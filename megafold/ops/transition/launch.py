@@ -159,7 +159,7 @@ class RowsPlan(NamedTuple):
     """How the kernel by rows takes the rows of a call; the same in all of its chunks."""
 
     config: Config
-    block: int  # rows of a program, or of one sum
+    block: int  # rows of a program
     wave: int  # rows that the GPU takes at a time
     own: bool = False  # by Hopper's own kernel
 
@@ -170,13 +170,19 @@ class RowsPlan(NamedTuple):
         """The plan for all rows of a call."""
         config = config_of(GRAD_ROWS, problem, device, dtype).config
         if own:
-            return cls(config, hopper.ROWS, hopper.GRAD_ROWS.wave(device), True)
+            return cls(config, 2 * hopper.ROWS, hopper.GRAD_ROWS.wave(device), True)
         block = _fitted(config, problem)["BLOCK_M"]
         return cls(config, block, AT_A_TIME * multiprocessors(device) * block)
 
-    def sums(self, x: torch.Tensor) -> torch.Tensor:
-        """What the programs leave for the norm's weight and bias: ``[programs, 2, C]``."""
-        return x.new_empty((cdiv(x.shape[0], self.block), 2, x.shape[1]), dtype=torch.float32)
+    def sums(self, x: torch.Tensor, longest: int) -> torch.Tensor:
+        """What the programs leave for the norm's weight and bias: ``[programs, 2, C]``.
+
+        Hopper's add to it chunk by chunk, of which the longest comes first; the others leave one
+        for each block of all rows.
+        """
+        rows, channels = x.shape
+        many = hopper.sums_of(longest, x.device) if self.own else cdiv(rows, self.block)
+        return x.new_empty((many, 2, channels), dtype=torch.float32)
 
 
 class WeightsPlan(NamedTuple):
@@ -204,14 +210,20 @@ class WeightsPlan(NamedTuple):
 
 def launch_grad_rows(
     plan: RowsPlan, x, norm_weight, norm_bias, gate, value, out, stats, grad,
-    grad_x, sums, normalised, hidden,
+    grad_x, sums, normalised, hidden, first: int,
 ) -> Any:  # fmt: skip
-    """Fill ``grad_x``, ``sums``, ``normalised`` and ``hidden`` where they are not None."""
+    """Fill ``grad_x``, ``sums``, ``normalised`` and ``hidden`` where they are not None.
+
+    Args:
+        sums: of all rows of the call.
+        first: which of them is the first here.
+    """
     if plan.own:
         return hopper.launch_grad_rows(
             x, norm_weight, norm_bias, gate, value, out, stats, grad,
-            grad_x, sums, normalised, hidden,
+            grad_x, sums, normalised, hidden, first > 0,
         )  # fmt: skip
+    sums = None if sums is None else sums[first // plan.block :]
     launcher = _grad_rows(
         grad_rows_kernel, plan.config, Problem.of(x, gate), x.device,
         layout(stats), layout(sums), hidden is not None,

@@ -221,7 +221,7 @@ def _fused_backward(
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
     spare = int(launch.SCRATCH_OF_X * x.numel() * size)
     parts = list(launch.chunks(problem.rows, per_row, spare, plan.wave))
-    sums = plan.sums(x) if any(asked[:2]) else None
+    sums = plan.sums(x, parts[0].stop) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
         by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
@@ -234,10 +234,9 @@ def _fused_backward(
         of_x, of_grad, of_grad_x = (_part(t, rows) for t in (x, grad, grad_x))
         of_hidden, of_normalised = _part(hidden, here), _part(normalised, here)
         of_stats = stats if of_x is x or stats is None else stats[:, rows]
-        of_sums = sums if of_x is x or sums is None else sums[rows.start // plan.block :]
         launch.launch_grad_rows(
-            plan, of_x, *parameters, of_stats, of_grad, of_grad_x, of_sums, of_normalised,
-            of_hidden,
+            plan, of_x, *parameters, of_stats, of_grad, of_grad_x, sums, of_normalised, of_hidden,
+            rows.start,
         )  # fmt: skip
         if of_weights:
             right = of_x.to(gate.dtype) if of_normalised is None else of_normalised
