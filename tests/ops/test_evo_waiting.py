@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megafold.ops.evo_attention import launch
+from megafold.ops.sums import add_sums
 from tests.numerics import DEVICE
 from tests.ops.evo import attention, blocks
 
@@ -49,7 +50,7 @@ def found(shape: str, beyond: int | None, *, masked: bool = True) -> dict[str, t
         problem, flag, *given, out, stats, grad, delta, of_q, of_k, of_v, alone, sums, scale
     )
     if sums is not None:
-        launch.add_groups(sums, of_bias)
+        add_sums(sums, of_bias)
     return left
 
 

@@ -210,7 +210,7 @@ def test_pairs_in_splits(shape, dtype):
             stack.enter_context(ops.use_config(kernel, blocks_of(kernel, 16, 16, waves=12)))
         problem = launch.Problem(*inputs["z"].shape[:2], inputs["z"].shape[3])
         for kernel in launch.OF_WEIGHTS:
-            assert launch.splits_of(kernel, problem, inputs["p_in_weight"]) > 1
+            assert launch.splits_of(kernel, problem, inputs["p_in_weight"], False) > 1
         assert_kernels_accurate(case, inputs, grad)
 
 
@@ -255,6 +255,7 @@ def test_a_program_for_each_block_of_pairs(tokens, dtype):
     """And for the gradients of weights no more than the multiprocessors are to run at a time."""
     case = cases.case(OP, f"B1 N{tokens} C128")
     _, launched = Pass(case, META, dtype).launched()
+    launched = [one for one in launched if one.kernel != "ops.add_sums"]
     assert [one.kernel for one in launched] == [*launch.KERNELS]
     for one in launched:
         programs, block = one.launcher.grid[0], one.launcher.constants["BLOCK_M"]
@@ -301,7 +302,7 @@ def test_what_is_not_asked_for_is_not_computed(name, kernels, computed, monkeypa
     leaf = inputs[name].requires_grad_()
     torch.autograd.grad(fused(inputs), [leaf], grad)
     assert tuple(launched for launched, _ in run) == kernels
-    results = {"launch_grad_x": slice(-3, None), "launch_grad_z": slice(-3, -1)}
+    results = {"launch_grad_x": slice(-4, -1), "launch_grad_z": slice(-4, -2)}
     found = [a[results[launched]] for launched, a in run if launched in results]
     assert [tuple(None if t is None else True for t in one) for one in found] == computed
 

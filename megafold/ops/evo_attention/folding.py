@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile, long
+from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile
 
 COLUMNS = 16  # the fewest that tensor cores multiply
 PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
@@ -165,20 +165,6 @@ def turn_bias_kernel(
 
 
 @triton.jit
-def _sum(p, m, count, stride, BLOCK: tl.constexpr):
-    """Of ``count`` times BLOCK numbers, ``stride`` apart, in their order; four are read at once."""
-    b = tl.zeros([BLOCK], tl.float32)
-    for i in range(0, count, 4):
-        b_0 = tl.load(p, mask=m, other=0.0)
-        b_1 = tl.load(p + stride, mask=m & (i + 1 < count), other=0.0)
-        b_2 = tl.load(p + 2 * stride, mask=m & (i + 2 < count), other=0.0)
-        b_3 = tl.load(p + 3 * stride, mask=m & (i + 3 < count), other=0.0)
-        b = (((b + b_0) + b_1) + b_2) + b_3
-        p += 4 * stride
-    return b
-
-
-@triton.jit
 def add_ranges_kernel(
     p_sums,  # fp32 [ranges, B S, H, N in tiles, 64 D], as `hopper_backward` holds them
     p_grad_q,  # [B, S, N, H, D], contiguous, written
@@ -193,7 +179,10 @@ def add_ranges_kernel(
     o = rest % blocks * BLOCK + tl.arange(0, BLOCK)
     m = o < padded * width
     p_sums += (i_row.to(tl.int64) * heads + i_head) * padded * width
-    b = _sum(p_sums + o, m, ranges, long(stride_range), BLOCK)
+    b = tl.zeros([BLOCK], tl.float32)
+    for _ in range(0, ranges):
+        b += tl.load(p_sums + o, mask=m, other=0.0)
+        p_sums += stride_range.to(tl.int64)
     # By eight channels, 16 queries of a warp, and threads, which have two of each.
     o_tile = o % (64 * width)
     i_q = o // (64 * width) * 64 + o_tile // 128 % 4 * 16 + o // 2 % 2 * 8 + o // 16 % 8
@@ -201,18 +190,3 @@ def add_ranges_kernel(
     p_grad_q += i_row.to(tl.int64) * queries * heads * width + i_head * width
     p = p_grad_q + i_q * (heads * width) + i_d
     tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m & (i_q < queries))
-
-
-@triton.jit
-def add_groups_kernel(
-    p_sums,  # fp32 [groups, NUMBERS], contiguous
-    p_sum,  # [NUMBERS], contiguous, written
-    groups,
-    numbers,
-    BLOCK: tl.constexpr,
-):
-    """BLOCK numbers of the bias's gradient, from what groups of rows add to it, in their order."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m = o < numbers
-    b = _sum(p_sums + o, m, groups, long(numbers), BLOCK)
-    tl.store(p_sum + o, b.to(p_sum.dtype.element_ty), mask=m)

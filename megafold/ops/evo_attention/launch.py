@@ -10,12 +10,12 @@ import torch
 
 from megafold.ops.evo_attention import hopper, hopper_launch
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
-from megafold.ops.evo_attention.folding import add_groups_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
 from megafold.ops.evo_attention.waiting import waiting_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.precision import IEEE, bits_of, precision_of
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
+from megafold.ops.sums import add_sums
 from megafold.ops.tuning import Config, Found, lookup
 
 FORWARD = "evo_attention.forward"
@@ -31,7 +31,6 @@ ROWS_FOR_COPY = 8  # that share a bias, from which a transposed copy of it is ma
 BY_GRID = ("i_program", None)  # a program does what its place in the grid says
 WAITING = {"BLOCK_Q": 64, "BLOCK_K": 64}  # of the kernel that waits behind Hopper's own
 WAITING_PROGRAMS = 2  # of it, per multiprocessor
-ADDED = 1024  # numbers of the bias's gradient that a program adds up
 WAVES = 8  # programs per multiprocessor that the bias's gradient is split into, where it may
 
 
@@ -148,7 +147,7 @@ def backward(
         if sums is not None:
             shared = False
             if len(sums) > 1 or grad_bias.dtype != sums.dtype:
-                add_groups(sums, grad_bias)
+                add_sums(sums, grad_bias)
     else:
         launch_grad_q(
             problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
@@ -231,17 +230,8 @@ def launch_grad_bias(
     with on(q.device):
         compiled = launcher(q, k, v, mask, bias, stats, grad, delta, sums)
     if groups > 1:
-        add_groups(sums, grad_bias)
+        add_sums(sums, grad_bias)
     return compiled
-
-
-def add_groups(sums: torch.Tensor, grad_bias: torch.Tensor) -> None:
-    """Fill ``grad_bias`` with the sum of those of the groups, ``[groups, *bias.shape]``."""
-    launcher = _add_groups(
-        add_groups_kernel, sums.shape[0], grad_bias.numel(), sums.device, layout(grad_bias)
-    )
-    with on(sums.device):
-        launcher(sums, grad_bias)
 
 
 def launch_waiting(
@@ -292,14 +282,6 @@ def _bias_sums(
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     numbers = (*numbers, problem.biases, per_group)
     return Launcher(kernel, programs, numbers, constants, config.options)
-
-
-@lru_cache(maxsize=4096)
-def _add_groups(
-    kernel: Any, groups: int, numbers: int, device: torch.device, grad_bias: Layout
-) -> Launcher:
-    constants = {"BLOCK": ADDED}
-    return Launcher(kernel, cdiv(numbers, ADDED), (groups, numbers), constants, {"num_warps": 4})
 
 
 @lru_cache(maxsize=4096)

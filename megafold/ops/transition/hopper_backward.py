@@ -20,16 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.gluon import barrier, following
-from megafold.ops.transition.hopper_forward import (
-    BYTES,
-    FETCHING,
-    ROWS,
-    C,
-    fetch,
-    halves,
-    sigmoid,
-)
+from megafold.ops.gluon import barrier, following, halves, sigmoid, store_sums, warp_sums
+from megafold.ops.transition.hopper_forward import BYTES, FETCHING, ROWS, C, fetch
 
 GROUPS = gl.constexpr(2)
 UNITS = gl.constexpr(64)  # hidden units of a block
@@ -59,32 +51,27 @@ def _hat(t_x, mean, inverse, ACC: gl.constexpr):
 
 
 @gluon.jit
-def _leave(p, rows, again, o_c):
-    """Add up rows, and what was left before."""
-    total = gl.sum(rows, 0)
-    gl.store(p + o_c, total + gl.load(p + o_c, mask=(o_c < C) & again, other=0.0))
-    barrier()  # one sum after the other, and x read again: so registers suffice
-
-
-@gluon.jit
 def _through_norm(
-    dn, t_x, p_norm_weight, p_stats, p_sums, again, i_row, rows, stride_stats, ACC: gl.constexpr
-):
-    """Leave the gradient of x in its place; add the rows' sums for the norm's parameters."""
+    dn, t_x, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows, stride_stats,
+    SUMS: gl.constexpr, ACC: gl.constexpr,
+):  # fmt: skip
+    """Leave the gradient of x in its place; the sums for the norm's parameters and these rows'."""
     i_m = i_row + gl.arange(0, ROWS, gl.SliceLayout(1, ACC))
     o_c = gl.arange(0, C, gl.SliceLayout(0, ACC))
     mean = gl.load(p_stats + i_m, mask=i_m < rows, other=0.0)
     inverse = gl.load(p_stats + stride_stats + i_m, mask=i_m < rows, other=0.0)
-    if p_sums is not None:
-        _leave(p_sums + C, dn, again, o_c)
-        _leave(p_sums, dn * _hat(t_x, mean, inverse, ACC), again, o_c)
+    if SUMS:
+        of_bias += warp_sums(dn)
+        of_weight += warp_sums(dn * _hat(t_x, mean, inverse, ACC))
+        barrier()  # and x is read again: so registers suffice
+    hat = _hat(t_x, mean, inverse, ACC)
     if p_norm_weight is not None:
         dn = dn * gl.load(p_norm_weight + o_c).to(gl.float32)[None, :]
-    hat = _hat(t_x, mean, inverse, ACC)
     of_mean = gl.sum(dn, 1) * (1.0 / C)
     along = gl.sum(dn * hat, 1) * (1.0 / C)
     grad_x = (dn - of_mean[:, None] - hat * along[:, None]) * inverse[:, None]
     t_x.store(grad_x.to(t_x.dtype))
+    return of_weight, of_bias
 
 
 @gluon.jit
@@ -106,9 +93,9 @@ def _gradients(
     in_n, in_grad = 0, 0
     p, in_p = 0, 0
     o, in_o = 0, 0
-    p_own = p_sums
-    if p_sums is not None:
-        p_own += (gl.program_id(0) * GROUPS + g) * (2 * C)
+    # For the norm's parameters: a warp's own rows are added up along its way.
+    of_weight = warp_sums(gl.zeros([ROWS, C], gl.float32, ACC))
+    of_bias = of_weight
     step = gl.num_programs(0) * (GROUPS * ROWS)
     start = gl.program_id(0) * (GROUPS * ROWS)
     mbarrier.expect(bar_n, BYTES)
@@ -171,12 +158,10 @@ def _gradients(
         if p_stats is not None:
             mbarrier.wait(bar_grad, in_grad)
             in_grad ^= 1
-            again = first > start
-            if AGAIN:
-                again = first >= start
-            _through_norm(
-                dn, t_grad, p_norm_weight, p_stats, p_own, again, i_row, rows, stride_stats, ACC
-            )
+            of_weight, of_bias = _through_norm(
+                dn, t_grad, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows, stride_stats,
+                p_sums is not None, ACC,
+            )  # fmt: skip
         else:
             t_grad.store(dn.to(dtype))
         fence_async_shared()
@@ -185,6 +170,10 @@ def _gradients(
         barrier()
         mbarrier.expect(bar_grad, BYTES, pred=more)
         tma.async_copy_global_to_shared(d_grad, [i_row + step, 0], bar_grad, t_grad, pred=more)
+    if p_sums is not None:
+        p_own = p_sums + (gl.program_id(0) * GROUPS + g) * (2 * C)
+        store_sums(p_own, t_grad, of_weight, AGAIN)
+        store_sums(p_own + C, t_grad, of_bias, AGAIN)
 
 
 @gluon.jit

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.gluon import barrier, following
+from megafold.ops.gluon import barrier, following, halves, sigmoid
 
 C = gl.constexpr(128)  # channels
 ROWS = gl.constexpr(64)  # of a group
@@ -55,35 +55,6 @@ def fetch(
             mbarrier.expect(bar_out, UNITS * C * 2)
             tma.async_copy_global_to_shared(d_out, [0, unit], bar_out, s_out.index(o))
             o, in_o = following(o, in_o, OUTS)
-
-
-@gluon.jit
-def halves(pair):
-    """Gate and value of a block, of what one product gave."""
-    rows: gl.constexpr = pair.shape[0]
-    units: gl.constexpr = pair.shape[1] // 2
-    return gl.split(gl.permute(gl.reshape(pair, (rows, 2, units)), (0, 2, 1)))
-
-
-@gluon.jit
-def sigmoid(x):
-    """``1 / (1 + exp(-x))`` by the two instructions that approximate; -log2 e is 0fBFB8AA3B."""
-    return gl.inline_asm_elementwise(
-        """
-        {
-        .reg .f32 t;
-        mul.ftz.f32 t, $1, 0fBFB8AA3B;
-        ex2.approx.ftz.f32 t, t;
-        add.ftz.f32 t, t, 0f3F800000;
-        rcp.approx.ftz.f32 $0, t;
-        }
-        """,
-        "=f,f",
-        [x],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=1,
-    )
 
 
 @gluon.jit

@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megafold.ops.hopper import in_words, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
 from megafold.ops.precision import precision_of
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
+from megafold.ops.triangle_multiplication import (
+    hopper,
+    hopper_launch_backward,
+    hopper_launch_forward,
+    hopper_launch_weights,
+)
 from megafold.ops.triangle_multiplication.backward import grad_x_kernel, grad_z_kernel
 from megafold.ops.triangle_multiplication.forward import output_kernel, project_kernel
 from megafold.ops.triangle_multiplication.weights import weights_in_kernel, weights_out_kernel
@@ -53,11 +60,26 @@ def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     for kernel in KERNELS:
         found = config_of(kernel, problem, weight)
         lines.append(f"{kernel}: {found.config} ({found.source})")
+    if is_hopper(z.device):
+        why = {kernel: hopper.why_not(problem, z, weight.dtype, kernel) for kernel in KERNELS}
+        for reason in dict.fromkeys(why.values()):
+            which = ", ".join(k.partition(".")[2] for k in KERNELS if why[k] == reason)
+            lines.append(f"triangle_multiplication.hopper: {which} {in_words(reason)}")
     return (*lines, "products over triangles: torch.bmm")
+
+
+def own(kernel: str, problem: Problem, z: torch.Tensor, *tensors: torch.Tensor) -> bool:
+    """Whether a kernel of a call is Hopper's own; ``tensors``: what TMA would read beside z."""
+    why_not = hopper.why_not(problem, z, tensors[0].dtype, kernel)
+    return not why_not and hopper.readable(z, *tensors)
 
 
 def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats, eps) -> Any:
     """Fill ``edges`` and ``stats``; arguments as those of the kernel."""
+    if own(PROJECT, problem, z, p, g, edges):
+        return hopper_launch_forward.launch_project(
+            problem, z, mask, norm_weight, norm_bias, p, g, edges, stats, eps
+        )
     launcher = _launcher(
         project_kernel, config_of(PROJECT, problem, p).config, problem, None,
         (z.stride(0), eps, problem.pairs, problem.channels),
@@ -74,6 +96,10 @@ def launch_output(
 ) -> Any:  # fmt: skip
     """Fill ``out`` and ``stats_out``; arguments as those of the kernel."""
     operands = (x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g)
+    if own(OUTPUT, problem, z, p, g, x, out):
+        return hopper_launch_forward.launch_output(
+            problem, *operands, stats_in, out, stats_out, eps
+        )
     launcher = _launcher(
         output_kernel, config_of(OUTPUT, problem, p).config, problem, None,
         (z.stride(0), eps, problem.pairs, problem.channels),
@@ -86,13 +112,15 @@ def launch_output(
 
 def launch_weights_out(
     problem, grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-    stats_in, stats_out, sums,
+    stats_in, stats_out, sums, own,
 ) -> Any:  # fmt: skip
     """Fill ``sums``, of as many splits as :func:`splits_of` says."""
     operands = (
         grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
         stats_in, stats_out, sums,
     )  # fmt: skip
+    if own:
+        return hopper_launch_weights.launch_weights_out(problem, *operands)
     blocks, splits = _split(WEIGHTS_OUT, problem, p)
     launcher = _launcher(
         weights_out_kernel, config_of(WEIGHTS_OUT, problem, p).config, problem, blocks * splits,
@@ -106,13 +134,15 @@ def launch_weights_out(
 
 def launch_grad_x(
     problem, grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-    stats_in, stats_out, grad_x, grad_gate, sums,
+    stats_in, stats_out, grad_x, grad_gate, sums, own,
 ) -> Any:  # fmt: skip
     """Fill what is not None of ``grad_x``, ``grad_gate`` and ``sums``."""
     operands = (
         grad, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
         stats_in, stats_out, grad_x, grad_gate, sums,
     )  # fmt: skip
+    if own:
+        return hopper_launch_backward.launch_grad_x(problem, *operands)
     launcher = _launcher(
         grad_x_kernel, config_of(GRAD_X, problem, p).config, problem, None,
         (grad.stride(0), z.stride(0), problem.pairs, problem.channels),
@@ -124,10 +154,12 @@ def launch_grad_x(
 
 
 def launch_weights_in(
-    problem, edges, z, mask, norm_weight, norm_bias, p, g, stats, sums, gap
+    problem, edges, z, mask, norm_weight, norm_bias, p, g, stats, sums, gap, own
 ) -> Any:  # fmt: skip
     """Fill ``sums``, of as many splits as :func:`splits_of` says."""
     operands = (edges, z, mask, norm_weight, norm_bias, p, g, stats, sums)
+    if own:
+        return hopper_launch_weights.launch_weights_in(problem, *operands, gap)
     blocks, splits = _split(WEIGHTS_IN, problem, p)
     launcher = _launcher(
         weights_in_kernel, config_of(WEIGHTS_IN, problem, p).config, problem, blocks * splits,
@@ -141,12 +173,14 @@ def launch_weights_in(
 
 def launch_grad_z(
     problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums,
-    gap,
+    gap, own,
 ) -> Any:  # fmt: skip
     """Fill what is not None of ``grad_z`` and ``sums``."""
     operands = (
         edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums
     )  # fmt: skip
+    if own:
+        return hopper_launch_backward.launch_grad_z(problem, *operands, gap)
     launcher = _launcher(
         grad_z_kernel, config_of(GRAD_Z, problem, p).config, problem, None,
         (z.stride(0), problem.pairs, problem.channels, gap),
@@ -172,14 +206,27 @@ def _launcher(
     return Launcher(kernel, programs, numbers, constants, config.options)
 
 
-def programs_of(kernel: str, problem: Problem, weight: torch.Tensor) -> int:
-    """How many programs of a kernel take all pairs, each one block of them."""
+def sums_of(kernel: str, problem: Problem, weight: torch.Tensor, own: bool) -> int:
+    """How many sums a kernel leaves for its norm's parameters.
+
+    Args:
+        own: by Hopper's; else one for each program, which has one block of the pairs.
+    """
+    if own:
+        return hopper_launch_backward.sums_of(problem, weight.device)
     config = config_of(kernel, problem, weight).config
     return cdiv(problem.pairs, _fitted(config, problem)["BLOCK_M"])
 
 
-def splits_of(kernel: str, problem: Problem, weight: torch.Tensor) -> int:
-    """In how many sums over some of the pairs a kernel leaves the gradients of weights."""
+def splits_of(kernel: str, problem: Problem, weight: torch.Tensor, own: bool) -> int:
+    """In how many sums over some of the pairs a kernel leaves the gradients of weights.
+
+    Args:
+        own: by Hopper's.
+    """
+    if own:
+        sizes = hopper_launch_weights.IN if kernel == WEIGHTS_IN else hopper_launch_weights.OUT
+        return hopper_launch_weights.splits(sizes, problem.pairs, weight.device)
     return _split(kernel, problem, weight)[1]
 
 

@@ -23,6 +23,7 @@ import torch
 from megafold.ops.launcher import ALIGNMENT
 from megafold.ops.layer_norm.launch import as_rows
 from megafold.ops.sizes import cdiv
+from megafold.ops.sums import add_sums
 from megafold.ops.triangle_multiplication import launch
 from megafold.ops.triangle_multiplication.launch import Problem
 
@@ -166,15 +167,20 @@ class _Backward:
             o["norm_out_bias"], o["p_out_weight"], o["g_out_weight"], *self.stats,
         )  # fmt: skip
         if self._asks(*WEIGHTS_OUT):
-            splits = launch.splits_of(launch.WEIGHTS_OUT, problem, self.weight)
+            weights = o["p_out_weight"], o["g_out_weight"]
+            own = launch.own(launch.WEIGHTS_OUT, problem, o["z"], *weights, grad, x)
+            splits = launch.splits_of(launch.WEIGHTS_OUT, problem, self.weight, own)
             spare = self.work[channels + self.gap :]
             sums = self._sums(spare, splits, 2, channels, channels)
-            launch.launch_weights_out(problem, *operands, sums)
+            launch.launch_weights_out(problem, *operands, sums, own)
             self._find(WEIGHTS_OUT, sums)
         if inner or self._asks(*NORM_OUT):
-            sums = self._norm_sums(NORM_OUT, launch.GRAD_X)
             grad_x = x if inner else None
-            launch.launch_grad_x(problem, *operands, grad_x, grad_gate, sums)
+            weights = o["p_out_weight"], o["g_out_weight"]
+            own = self._asks(*NORM_OUT) and None not in (grad_x, grad_gate)
+            own = own and launch.own(launch.GRAD_X, problem, o["z"], *weights, grad, x, grad_gate)
+            sums = self._norm_sums(NORM_OUT, launch.GRAD_X, own)
+            launch.launch_grad_x(problem, *operands, grad_x, grad_gate, sums, own)
             self._find(NORM_OUT, sums)
 
     def _through_product(self) -> None:
@@ -200,19 +206,23 @@ class _Backward:
         of_norm = o["z"], self.mask, o["norm_in_weight"], o["norm_in_bias"]
         weights = o["p_in_weight"], o["g_in_weight"]
         if self._asks(*WEIGHTS_IN):
-            splits = launch.splits_of(launch.WEIGHTS_IN, problem, self.weight)
+            own = launch.own(launch.WEIGHTS_IN, problem, o["z"], *weights, self.work)
+            splits = launch.splits_of(launch.WEIGHTS_IN, problem, self.weight, own)
             spare = self.work[channels : channels + self.gap]
             sums = self._sums(spare, splits, 2, 2 * channels, channels)
             launch.launch_weights_in(
-                problem, self.work, *of_norm, *weights, self.stats[0], sums, self.gap
+                problem, self.work, *of_norm, *weights, self.stats[0], sums, self.gap, own
             )
             self._find(WEIGHTS_IN, sums)
         if grad_gate is not None:
-            sums = self._norm_sums(NORM_IN, launch.GRAD_Z)
             grad_z = grad_gate if self._asks("z") else None
+            weights = *weights, o["g_out_weight"]
+            own = self._asks(*NORM_IN) and grad_z is not None
+            own = own and launch.own(launch.GRAD_Z, problem, o["z"], *weights, self.work, grad_z)
+            sums = self._norm_sums(NORM_IN, launch.GRAD_Z, own)
             launch.launch_grad_z(
-                problem, self.work, grad_gate, *of_norm, *weights, o["g_out_weight"],
-                self.stats[0], grad_z, sums, self.gap,
+                problem, self.work, grad_gate, *of_norm, *weights, self.stats[0], grad_z, sums,
+                self.gap, own,
             )  # fmt: skip
             self._find(NORM_IN, sums)
             self.found["z"] = grad_gate
@@ -221,9 +231,10 @@ class _Backward:
         """Add up ``[many, 2, ..]``, what the programs found for two parameters, in order."""
         if sums is None:
             return
-        for name, total in zip(names, sums.sum(dim=0), strict=True):
-            if self._asks(name):  # a copy, for the results of an operator may share no memory
-                self.found[name] = total.to(self.operands[name].dtype, copy=True)
+        for i, name in enumerate(names):
+            if self._asks(name):  # each in memory of its own, as results of an operator must be
+                self.found[name] = self._empty(sums.shape[2:], self.operands[name].dtype)
+                add_sums(sums[:, i], self.found[name])
 
     def _asks(self, *names: str) -> bool:
         return not self.wanted.isdisjoint(names)
@@ -231,12 +242,12 @@ class _Backward:
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.weight.device)
 
-    def _norm_sums(self, names: Sequence[str], kernel: str) -> torch.Tensor | None:
-        """Memory for what every program of a kernel sums for a norm, where that is asked for."""
+    def _norm_sums(self, names: Sequence[str], kernel: str, own: bool) -> torch.Tensor | None:
+        """Memory for what a kernel's programs sum for a norm, where that is asked for."""
         if not self._asks(*names):
             return None
-        programs = launch.programs_of(kernel, self.problem, self.weight)
-        return self._empty((programs, 2, self.channels), torch.float32)
+        many = launch.sums_of(kernel, self.problem, self.weight, own)
+        return self._empty((many, 2, self.channels), torch.float32)
 
     def _sums(self, spare: torch.Tensor, *shape: int) -> torch.Tensor:
         """Memory for sums in fp32: what is spare of the buffer, where that is enough."""

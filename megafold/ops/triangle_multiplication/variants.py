@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from megafold.ops.recording import recorded
-from megafold.ops.triangle_multiplication import passes
+from megafold.ops.hopper import DEVICES, recording
+from megafold.ops.recording import distinct, recorded
+from megafold.ops.triangle_multiplication import hopper, passes
 from megafold.ops.variants import KernelVariant
 
 # AlphaFold 3's pair representation and that of the tiny model; bf16 stands for fp16 as well: the
@@ -16,7 +19,17 @@ SHIPPED = ((128, torch.bfloat16), (32, torch.bfloat16), (128, torch.float32))
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of the default table, for compiling ahead of time."""
-    return [v for channels, dtype in SHIPPED for v in variants_of(TOKENS, channels, dtype)]
+    found = [v for channels, dtype in SHIPPED for v in variants_of(TOKENS, channels, dtype)]
+    return found + _on_hopper()
+
+
+def _on_hopper() -> list[KernelVariant]:
+    """The kernels that run on Hopper GPUs alone."""
+    if not hopper.has_gluon():
+        return []
+    with recording():
+        found = [v for dtype in hopper.HALVES for v in variants_of(TOKENS, hopper.CHANNELS, dtype)]
+    return [replace(v, devices=DEVICES) for v in distinct(found) if ".hopper" in v.name]
 
 
 def variants_of(tokens: int, channels: int, dtype: torch.dtype) -> list[KernelVariant]:
