@@ -80,11 +80,8 @@ def warp_sums(x):
 
 
 @gluon.jit
-def store_sums(p, t, x, AGAIN: gl.constexpr = False):
-    """Store what the four warps of a group have summed, added up, by way of a tile.
-
-    AGAIN: and what is there already.
-    """
+def store_sums(p, t, x):
+    """Store what the four warps of a group have summed, added up, by way of a tile."""
     COLUMNS: gl.constexpr = gl.BlockedLayout([4, 1, 1], [1, 2, 16], [1, 4, 1], [2, 1, 0])
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     t_x = t._reinterpret(gl.float32, [4, 8, 16], PLAIN)
@@ -95,7 +92,4 @@ def store_sums(p, t, x, AGAIN: gl.constexpr = False):
     OWN: gl.constexpr = gl.SliceLayout(0, COLUMNS)
     i = gl.arange(0, 8, gl.SliceLayout(1, OWN))
     begin = (i & 1) * 64 + ((i >> 1) & 1) * 32 + (i >> 2) * 16
-    p += begin[:, None] + gl.arange(0, 16, gl.SliceLayout(0, OWN))[None, :]
-    if AGAIN:
-        total += gl.load(p)
-    gl.store(p, total)
+    gl.store(p + begin[:, None] + gl.arange(0, 16, gl.SliceLayout(0, OWN))[None, :], total)

@@ -20,11 +20,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.gluon import barrier, following, halves, sigmoid, store_sums, warp_sums
+from megafold.ops.gluon import barrier, following, halves, sigmoid
 from megafold.ops.transition.hopper_forward import BYTES, FETCHING, ROWS, C, fetch
 
 GROUPS = gl.constexpr(2)
 UNITS = gl.constexpr(64)  # hidden units of a block
+# Sums of rows, four of a warp's lanes' each, and the channel that a thread adds them up for.
+CHANNEL = gl.constexpr(gl.BlockedLayout([32, 1], [1, 32], [1, 4], [1, 0]))
+SPREAD = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0]))
 
 
 @gluon.jit
@@ -45,9 +48,13 @@ def _normalise(
 
 
 @gluon.jit
-def _hat(t_x, mean, inverse, ACC: gl.constexpr):
-    """Rows without mean and of unit variance."""
-    return (t_x.load(ACC).to(gl.float32) - mean[:, None]) * inverse[:, None]
+def _by_channel(rows, t_sum):
+    """Sum of all rows: of a thread its own two, then 32 by the thread that has the channel."""
+    part = gl.reshape(gl.sum(gl.reshape(rows, (4, 2, 8, C)), 1), (32, C))
+    barrier()  # what was there is read
+    t_sum.store(part)
+    barrier()
+    return gl.sum(t_sum.load(CHANNEL), 0)
 
 
 @gluon.jit
@@ -60,11 +67,14 @@ def _through_norm(
     o_c = gl.arange(0, C, gl.SliceLayout(0, ACC))
     mean = gl.load(p_stats + i_m, mask=i_m < rows, other=0.0)
     inverse = gl.load(p_stats + stride_stats + i_m, mask=i_m < rows, other=0.0)
+    x = t_x.load(ACC)  # in 16 bits: so registers suffice
     if SUMS:
-        of_bias += warp_sums(dn)
-        of_weight += warp_sums(dn * _hat(t_x, mean, inverse, ACC))
-        barrier()  # and x is read again: so registers suffice
-    hat = _hat(t_x, mean, inverse, ACC)
+        t_sum = t_x._reinterpret(gl.float32, [32, C], SPREAD)
+        of_bias += _by_channel(dn, t_sum)
+        hat = (x.to(gl.float32) - mean[:, None]) * inverse[:, None]
+        of_weight += _by_channel(dn * hat, t_sum)
+        barrier()
+    hat = (x.to(gl.float32) - mean[:, None]) * inverse[:, None]
     if p_norm_weight is not None:
         dn = dn * gl.load(p_norm_weight + o_c).to(gl.float32)[None, :]
     of_mean = gl.sum(dn, 1) * (1.0 / C)
@@ -93,9 +103,8 @@ def _gradients(
     in_n, in_grad = 0, 0
     p, in_p = 0, 0
     o, in_o = 0, 0
-    # For the norm's parameters: a warp's own rows are added up along its way.
-    of_weight = warp_sums(gl.zeros([ROWS, C], gl.float32, ACC))
-    of_bias = of_weight
+    of_weight = gl.zeros([C], gl.float32, gl.SliceLayout(0, CHANNEL))
+    of_bias = gl.zeros([C], gl.float32, gl.SliceLayout(0, CHANNEL))
     step = gl.num_programs(0) * (GROUPS * ROWS)
     start = gl.program_id(0) * (GROUPS * ROWS)
     mbarrier.expect(bar_n, BYTES)
@@ -134,18 +143,19 @@ def _gradients(
                     tma.async_copy_global_to_shared(d_x, [i_row, 0], bar_grad, t_grad)
                 mbarrier.expect(bar_n, BYTES, pred=more)
                 tma.async_copy_global_to_shared(d_x, [i_row + step, 0], bar_n, t_n, pred=more)
-            tma.store_wait(0)  # of the block before
             gate, value = halves(pair)
             gate, value = gl.convert_layout(gate, HALF), gl.convert_layout(value, HALF)
             s = sigmoid(gate)
             silu = gate * s
-            s_h.index(g).store((silu * value).to(dtype))
+            h = (silu * value).to(dtype)
             # d silu(g) / dg = sigmoid(g) (1 + g (1 - sigmoid(g)))
             d_g = (dh * value * (s + silu * (1.0 - s))).to(dtype)
             d_v = (dh * silu).to(dtype)
             both = gl.reshape(gl.permute(gl.join(d_g, d_v), (0, 2, 1)), (ROWS, 2 * UNITS))
             left = gl.convert_layout(both, LEFT)
             dn = warpgroup_mma(left, t_pair, dn, is_async=True)
+            tma.store_wait(0)  # of the block before
+            s_h.index(g).store(h)
             s_dg.index(g).store(d_g)
             s_dv.index(g).store(d_v)
             fence_async_shared()
@@ -171,9 +181,13 @@ def _gradients(
         mbarrier.expect(bar_grad, BYTES, pred=more)
         tma.async_copy_global_to_shared(d_grad, [i_row + step, 0], bar_grad, t_grad, pred=more)
     if p_sums is not None:
-        p_own = p_sums + (gl.program_id(0) * GROUPS + g) * (2 * C)
-        store_sums(p_own, t_grad, of_weight, AGAIN)
-        store_sums(p_own + C, t_grad, of_bias, AGAIN)
+        o_c = gl.arange(0, C, gl.SliceLayout(0, CHANNEL))
+        p_own = p_sums + (gl.program_id(0) * GROUPS + g) * (2 * C) + o_c
+        if AGAIN:
+            of_weight += gl.load(p_own)
+            of_bias += gl.load(p_own + C)
+        gl.store(p_own, of_weight)
+        gl.store(p_own + C, of_bias)
 
 
 @gluon.jit
