@@ -33,8 +33,6 @@ class Sizes(NamedTuple):
     pairs: int  # tiles of gate and value that are fetched ahead
     outs: int  # and of the output
     registers: int  # of a thread that computes
-    ahead: bool = False  # see the forward kernel
-    held: bool = False
 
     def wave(self, device: torch.device) -> int:
         """Rows that a GPU takes at a time."""

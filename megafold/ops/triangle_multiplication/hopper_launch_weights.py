@@ -21,11 +21,10 @@ class Sizes(NamedTuple):
     blocks: int  # programs of a split, each with 128 outputs
     slots: int  # for tiles of as many blocks of pairs, in shared memory
     registers: int  # of a thread that multiplies
-    turns: bool  # whether its groups of warps take turns
 
 
-IN = Sizes(2, 4, 224, True)
-OUT = Sizes(1, 3, 224, True)
+IN = Sizes(2, 4, 224)
+OUT = Sizes(1, 3, 224)
 
 
 def launch_weights_in(
@@ -106,7 +105,6 @@ def _launcher(
     constants = {
         "SLOTS": sizes.slots,
         "REGISTERS": sizes.registers,
-        "TURNS": sizes.turns,
         "HALVES": gl.NVMMASharedLayout(128, 16, rank=2),
         "LINE": gl.SwizzledSharedLayout(1, 1, 1, [0]),
     }

@@ -170,7 +170,7 @@ def _normalise(
 @gluon.jit
 def _sum(
     w: gl.constexpr, p_sums, s_p, s_g, s_z, s_x, s_grad, full, ready, empty, full_weights, turns,
-    pairs, BLOCKS: gl.constexpr, SLOTS: gl.constexpr, TURNS: gl.constexpr, HALVES: gl.constexpr,
+    pairs, BLOCKS: gl.constexpr, SLOTS: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """One of the two groups of four warps that multiply."""
     SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
@@ -183,7 +183,7 @@ def _sum(
     s, in_s = 0, 0
     in_turn = 0
     mbarrier.wait(full_weights, 0)
-    if TURNS and w == 1:
+    if w == 1:
         mbarrier.wait(turns.index(1), 0)
         in_turn = 1
     for _ in range(start, pairs, step):
@@ -196,8 +196,7 @@ def _sum(
             s_g.index(w), n.permute((1, 0)), zero, use_acc=False, is_async=True
         )  # fmt: skip
         u = warpgroup_mma(s_p.index(w), y.permute((1, 0)), zero, use_acc=False, is_async=True)
-        if TURNS:
-            mbarrier.arrive(turns.index(1 - w))
+        mbarrier.arrive(turns.index(1 - w))
         gate, u = warpgroup_mma_wait(0, deps=(gate, u))
         if s_x is not None:
             t_grad = s_grad.index(s)._reinterpret(dtype, [2, PAIRS, OUTS], HALVES).index(w)
@@ -208,15 +207,14 @@ def _sum(
         of_u = t_grad.load(GATE).to(gl.float32) * gate
         of_g = gl.convert_layout((of_u * u * (1.0 - gate)).to(dtype), LEFT)
         of_u = gl.convert_layout(of_u.to(dtype), LEFT)
-        if TURNS:
-            mbarrier.wait(turns.index(w), in_turn)
-            in_turn ^= 1
+        mbarrier.wait(turns.index(w), in_turn)
+        in_turn ^= 1
         of_wp = warpgroup_mma(of_u, y, of_wp, is_async=True)
         of_wg = warpgroup_mma(of_g, n, of_wg, is_async=True)
         of_wp, of_wg, of_u, of_g = warpgroup_mma_wait(0, deps=(of_wp, of_wg, of_u, of_g))
         mbarrier.arrive(empty.index(s))
         s, in_s = following(s, in_s, SLOTS)
-    if TURNS and w == 0:
+    if w == 0:
         mbarrier.arrive(turns.index(1))
     i_split = gl.program_id(0) // BLOCKS
     o_o = gl.program_id(0) % BLOCKS * C + w * OUTS + gl.arange(0, OUTS, gl.SliceLayout(1, SUM))
@@ -243,7 +241,6 @@ def hopper_weights_out_kernel(
     pairs,
     SLOTS: gl.constexpr,  # for tiles of as many blocks of pairs
     REGISTERS: gl.constexpr,  # of a thread that multiplies
-    TURNS: gl.constexpr,  # whether groups take turns
     HALVES: gl.constexpr,  # layout in shared memory of 64 by 64
     LINE: gl.constexpr,  # and of 64 numbers
 ):  # fmt: skip
@@ -277,11 +274,11 @@ def hopper_weights_out_kernel(
             )),
             (_sum, (
                 gl.constexpr(0), p_sums, s_p, s_g, s_z, s_x, s_grad, full, ready, empty,
-                full_weights, turns, pairs, gl.constexpr(1), SLOTS, TURNS, HALVES,
+                full_weights, turns, pairs, gl.constexpr(1), SLOTS, HALVES,
             )),
             (_sum, (
                 gl.constexpr(1), p_sums, s_p, s_g, s_z, s_x, s_grad, full, ready, empty,
-                full_weights, turns, pairs, gl.constexpr(1), SLOTS, TURNS, HALVES,
+                full_weights, turns, pairs, gl.constexpr(1), SLOTS, HALVES,
             )),
             (_fetch, (
                 d_grad, d_z, d_x, d_p, d_g, None, p_stats_in, p_stats_out, s_p, s_g, s_z, s_x,
@@ -307,7 +304,6 @@ def hopper_weights_in_kernel(
     gap,
     SLOTS: gl.constexpr,  # for tiles of as many blocks of pairs
     REGISTERS: gl.constexpr,  # of a thread that multiplies
-    TURNS: gl.constexpr,  # whether groups take turns
     HALVES: gl.constexpr,  # layout in shared memory of 64 by 64
     LINE: gl.constexpr,  # and of 64 numbers
 ):  # fmt: skip
@@ -339,11 +335,11 @@ def hopper_weights_in_kernel(
             )),
             (_sum, (
                 gl.constexpr(0), p_sums, s_p, s_g, s_z, None, s_grad, full, ready, empty,
-                full_weights, turns, pairs, gl.constexpr(2), SLOTS, TURNS, HALVES,
+                full_weights, turns, pairs, gl.constexpr(2), SLOTS, HALVES,
             )),
             (_sum, (
                 gl.constexpr(1), p_sums, s_p, s_g, s_z, None, s_grad, full, ready, empty,
-                full_weights, turns, pairs, gl.constexpr(2), SLOTS, TURNS, HALVES,
+                full_weights, turns, pairs, gl.constexpr(2), SLOTS, HALVES,
             )),
             (_fetch, (
                 d_edges, d_z, None, d_p, d_g, p_mask, p_stats, None, s_p, s_g, s_z, None,
