@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 DEVICES = ("nvidia-h100-80gb-hbm3", "nvidia-h200")  # as tables of block sizes name them
+HALVES = (torch.float16, torch.bfloat16)  # what tensor cores multiply in 16 bits
 L2_OF_AN_H100 = 50 * 2**20
 ALIGNED = 16  # bytes: what a tensor's address, and all steps in it, are multiples of
 _recording = False
@@ -61,6 +62,11 @@ def is_aligned(tensor: torch.Tensor) -> bool:
 def _steps_are_aligned(shape: torch.Size, strides: tuple[int, ...], bytes_each: int) -> bool:
     steps = [s for n, s in zip(shape[:-1], strides[:-1], strict=True) if n > 1]
     return strides[-1] == 1 and all(s > 0 and s * bytes_each % ALIGNED == 0 for s in steps)
+
+
+def readable(*tensors: torch.Tensor) -> bool:
+    """Whether TMA reads tensors, all of one dtype."""
+    return all(t.dtype == tensors[0].dtype and is_aligned(t) for t in tensors)
 
 
 def in_words(why_not: str) -> str:

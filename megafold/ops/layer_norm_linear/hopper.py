@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import Box, box, described, is_aligned, is_hopper
+from megafold.ops.hopper import HALVES, Box, box, described, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 from megafold.ops.tuning import is_overridden
@@ -28,7 +28,6 @@ REGISTERS = 208
 # rows at one pace, and what one reads the other finds in L2. The fastest of three to seven shares
 # each on an H100; where they drift apart it takes up to two thirds longer.
 SHARES = {3: 0.5, 4: 0.5, 5: 0.61, 6: 0.61, 7: 0.56, 8: 0.5, 9: 0.5}
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @cache
@@ -66,11 +65,6 @@ def why_not(
     if x.numel() // channels < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows"
     return "" if has_gluon() else "this Triton has no Gluon for it"
-
-
-def readable(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether TMA reads them."""
-    return grad.dtype == weight.dtype and is_aligned(grad) and is_aligned(x) and is_aligned(weight)
 
 
 class Plan(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import in_words
+from megafold.ops.hopper import in_words, readable
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import (
     GRADIENT,
@@ -184,7 +184,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
         for_x
         and (for_norm_weight or for_norm_bias or for_weight or for_bias)
         and not hopper.why_not(x, outs, channels, weight.dtype, GRADIENTS)
-        and hopper.readable(grad, x, weight)
+        and readable(grad, x, weight)
     ):
         return _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked)
     problem = Problem(x.shape[0], channels, outs)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import Box, box, described, is_aligned, is_hopper
+from megafold.ops.hopper import HALVES, Box, box, described, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 from megafold.ops.tuning import is_overridden
@@ -22,7 +22,6 @@ CHANNELS = 128
 ROWS = 64  # of a group of four warps
 UNITS = 64  # what hidden units are a multiple of
 FEWEST_ROWS = 16_384  # of 12,288 the gradients take longer than by the portable kernel
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class Sizes(NamedTuple):
@@ -76,11 +75,6 @@ def why_not(problem: Any, x: torch.Tensor, dtype: torch.dtype, kernel: str) -> s
     if problem.rows < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows"
     return "" if has_gluon() else "this Triton has no Gluon for it"
-
-
-def readable(*tensors: torch.Tensor) -> bool:
-    """Whether TMA reads them, all of one dtype."""
-    return all(t.dtype == tensors[0].dtype and is_aligned(t) for t in tensors)
 
 
 def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import in_words, is_hopper
+from megafold.ops.hopper import in_words, is_hopper, readable
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors, power_of_two
 from megafold.ops.transition import elementwise, hopper
@@ -143,7 +143,7 @@ def chunks(rows: int, bytes_per_row: int, spare: int, wave: int = 1) -> Iterator
 def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -> Any:
     """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where there is a norm (``eps``)."""
     problem = Problem.of(x, gate)
-    if not hopper.why_not(problem, x, gate.dtype, FORWARD) and hopper.readable(x, gate, value, out):
+    if not hopper.why_not(problem, x, gate.dtype, FORWARD) and readable(x, gate, value, out):
         return hopper.launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps)
     launcher = _forward(
         forward_kernel, config_of(FORWARD, problem, x.device, gate.dtype).config, problem, eps,

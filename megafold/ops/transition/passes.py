@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from megafold.ops.checks import autocast_enabled
+from megafold.ops.hopper import readable
 from megafold.ops.precision import in_full_fp32
 from megafold.ops.sizes import cdiv
 from megafold.ops.transition import hopper, launch
@@ -214,7 +215,7 @@ def _fused_backward(
         of_weights
         and grad_x is not None
         and not hopper.why_not(problem, x, gate.dtype, launch.GRAD_ROWS)
-        and hopper.readable(x, grad, gate, value, out)
+        and readable(x, grad, gate, value, out)
     )
     plan = launch.RowsPlan.of(problem, x.device, gate.dtype, own)
     # Without gradients of weights nothing is written but the results.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.hopper import DEVICES, recording
+from megafold.ops.hopper import DEVICES, HALVES, recording
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.transition import elementwise, hopper, launch, passes
 from megafold.ops.tuning import Config, Entry, tables, use_config
@@ -46,7 +46,7 @@ def _on_hopper() -> list[KernelVariant]:
     if not hopper.has_gluon():
         return []
     found = []
-    for dtype in hopper.HALVES:
+    for dtype in HALVES:
         for norm in (True, False):
             with recording():
                 found += _both_passes(dtype, norm)

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from megafold.ops.hopper import is_aligned, is_hopper
+from megafold.ops.hopper import HALVES, is_hopper
 from megafold.ops.tuning import is_overridden
 
 CHANNELS = 128
 FEWEST_PAIRS = 32_768  # of 64,800 and more they were measured to be faster; of fewer none were
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @cache
@@ -37,7 +36,7 @@ def why_not(problem: Any, z: torch.Tensor, dtype: torch.dtype, kernel: str) -> s
     """Why a kernel is not Hopper's, in words; empty where it is.
 
     Decided from what `explain` knows too; a call may yet be laid out in memory in a way that TMA
-    does not read (:func:`readable`).
+    does not read (:func:`megafold.ops.hopper.readable`).
 
     Args:
         dtype: of the weights.
@@ -56,8 +55,3 @@ def why_not(problem: Any, z: torch.Tensor, dtype: torch.dtype, kernel: str) -> s
     if problem.pairs < FEWEST_PAIRS:
         return f"fewer than {FEWEST_PAIRS} pairs"
     return "" if has_gluon() else "this Triton has no Gluon for it"
-
-
-def readable(*tensors: torch.Tensor) -> bool:
-    """Whether TMA reads them, all of one dtype."""
-    return all(t.dtype == tensors[0].dtype and is_aligned(t) for t in tensors)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megafold.ops.hopper import in_words, is_hopper
+from megafold.ops.hopper import in_words, is_hopper, readable
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
 from megafold.ops.precision import precision_of
@@ -71,7 +71,7 @@ def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
 def own(kernel: str, problem: Problem, z: torch.Tensor, *tensors: torch.Tensor) -> bool:
     """Whether a kernel of a call is Hopper's own; ``tensors``: what TMA would read beside z."""
     why_not = hopper.why_not(problem, z, tensors[0].dtype, kernel)
-    return not why_not and hopper.readable(z, *tensors)
+    return not why_not and readable(z, *tensors)
 
 
 def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats, eps) -> Any:

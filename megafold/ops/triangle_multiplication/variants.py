@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.hopper import DEVICES, recording
+from megafold.ops.hopper import DEVICES, HALVES, recording
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.triangle_multiplication import hopper, passes
 from megafold.ops.variants import KernelVariant
@@ -28,7 +28,7 @@ def _on_hopper() -> list[KernelVariant]:
     if not hopper.has_gluon():
         return []
     with recording():
-        found = [v for dtype in hopper.HALVES for v in variants_of(TOKENS, hopper.CHANNELS, dtype)]
+        found = [v for dtype in HALVES for v in variants_of(TOKENS, hopper.CHANNELS, dtype)]
     return [replace(v, devices=DEVICES) for v in distinct(found) if ".hopper" in v.name]
 
 
