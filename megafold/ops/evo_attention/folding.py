@@ -55,8 +55,27 @@ PARTS = {
 
 
 @triton.jit
+def _columns():
+    """Their numbers ``[1, 2, 8]``: by the 16 bytes that lie together."""
+    return tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+
+
+@triton.jit
+def _in_lines(o_n, o_c):
+    """Where columns ``o_c`` of rows ``o_n`` ``[rows, 1, 1]`` lie, of those of one head or row.
+
+    TMA takes as long for 32 bytes as for 128, so it reads four rows as one line. It swizzles lines
+    of 128 bytes; products read rows swizzled by 32. So the parts of 16 bytes are in the order in
+    which the first leaves what the second expects.
+    """
+    line = o_n // 4
+    part = (o_n % 4 * 2 + (o_c // 8 ^ (line & 1))) ^ (line & 7)
+    return line.to(tl.int64) * 64 + part * 8 + o_c % 8
+
+
+@triton.jit
 def _in_parts(o_c, b, FIRST: tl.constexpr, b_e, UNIT: tl.constexpr):
-    """Put numbers ``b`` ``[rows, 1]`` into three columns of ``b_e``, in its dtype."""
+    """Put numbers ``b`` ``[rows, 1, 1]`` into three columns of ``b_e``, in its dtype."""
     for i in tl.static_range(3):
         b_p = (b / UNIT[i]).to(b_e.dtype)
         b -= b_p.to(tl.float32) * UNIT[i]
@@ -69,7 +88,7 @@ def fold_queries_kernel(
     p_out,  # [B, S, N, H, D], contiguous
     p_grad,  # its gradient, [B, S, N, H, D], any strides
     p_stats,  # fp32 [2, B S, H, N]: shifts, and one over the sums
-    p_beside,  # [B S, H, N, 16], written
+    p_beside,  # [B S, H, N in fours, 64], written: 16 columns of each, see `_in_lines`
     p_delta,  # fp32 [B S, H, N], written: delta over the sum of the weights, as in `backward`
     p_beyond,  # int32, set to 1 where a shift is beyond PEAK
     stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
@@ -88,15 +107,17 @@ def fold_queries_kernel(
     i_row = tl.program_id(0) // (heads * blocks)
     o_q = tl.arange(0, BLOCK_Q)
     o_d = tl.arange(0, BLOCK_D)
-    o_c = tl.arange(0, 16)[None, :]
+    o_c = _columns()
     m = i_q + o_q < queries
     p_out += (i_row.to(tl.int64) * queries * heads + i_head) * width
     p_grad = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
     b_o = load_tile(p_out, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
     b_g = load_tile(p_grad, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)[:, None]
-    o_r = (i_row.to(tl.int64) * heads + i_head) * queries + i_q + o_q[:, None]
-    m_r = m[:, None]
+    b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)[:, None, None]
+    i_first = (i_row.to(tl.int64) * heads + i_head) * queries
+    o_n = i_q + o_q[:, None, None]
+    o_r = i_first + o_n
+    m_r = m[:, None, None]
     b_shift = tl.load(p_stats + o_r, mask=m_r, other=0.0)
     b_inverse = tl.load(p_stats + stride_inverse + o_r, mask=m_r, other=0.0)
     # Whoever finds one stores: no program stores anything else.
@@ -104,18 +125,21 @@ def fold_queries_kernel(
     # A query that has no key has no weights: a logarithm beyond every exponential.
     b_some = b_inverse > 0.0
     b_log = b_shift + tl.where(b_some, -tl.log2(tl.where(b_some, b_inverse, 1.0)), 16384.0)
-    b_e = tl.zeros([BLOCK_Q, 16], p_beside.dtype.element_ty)
+    b_e = tl.zeros([BLOCK_Q, 2, 8], p_beside.dtype.element_ty)
     b_e = _in_parts(o_c, -b_log / (scale * LOG2E), 0, b_e, UNIT)
     b_e = _in_parts(o_c, -b_delta, 4, b_e, UNIT)
     b_e = tl.where(o_c == 3, tl.full([], LARGE, tl.float32).to(b_e.dtype), b_e)
-    tl.store(p_beside + o_r * 16 + o_c, b_e, mask=m_r)
+    b_e = tl.where(m_r, b_e, tl.zeros_like(b_e))  # beyond the last query, in its line
+    lines = tl.cdiv(queries, 4)
+    p_beside += (i_row.to(tl.int64) * heads + i_head) * lines * 64
+    tl.store(p_beside + _in_lines(o_n, o_c), b_e, mask=o_n < lines * 4)
     tl.store(p_delta + o_r, b_delta * b_inverse, mask=m_r)
 
 
 @triton.jit
 def fold_keys_kernel(
     p_mask,  # bool [B, S, M], any strides, or None
-    p_beside,  # [B S or 1, M, 16], written
+    p_beside,  # [B S or 1, M in fours, 64], written: 16 columns of each, see `_in_lines`
     p_beyond,  # int32, set to 0
     stride_mb, stride_ms, stride_mk, rows, keys,
     UNIT: tl.constexpr,
@@ -127,19 +151,21 @@ def fold_keys_kernel(
     blocks = tl.cdiv(keys, BLOCK)
     i_row = tl.program_id(0) // blocks
     o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    o_c = tl.arange(0, 16)[None, :]
-    m = o_k < keys
+    o_n = o_k[:, None, None]
+    o_c = _columns()
+    m = o_n < keys
     if tl.program_id(0) == 0:
         tl.store(p_beyond, 0)
-    b = tl.zeros([BLOCK, 16], tl.float32)
+    b = tl.zeros([BLOCK, 2, 8], tl.float32)
     for i in tl.static_range(3):
-        b = tl.where(o_c == i, UNIT[i], b)
+        b = tl.where((o_c == i) & m, UNIT[i], b)
     if HAS_MASK:
         p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
         b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
-        b = tl.where((o_c == 3) & (b_kept == 0)[:, None], -LARGE, b)
-    p = p_beside + (i_row.to(tl.int64) * keys + o_k)[:, None] * 16 + o_c
-    tl.store(p, b.to(p_beside.dtype.element_ty), mask=m[:, None])
+        b = tl.where((o_c == 3) & m & (b_kept == 0)[:, None, None], -LARGE, b)
+    lines = tl.cdiv(keys, 4)
+    p_beside += i_row.to(tl.int64) * lines * 64
+    tl.store(p_beside + _in_lines(o_n, o_c), b.to(p_beside.dtype.element_ty), mask=o_n < lines * 4)
 
 
 @triton.jit

@@ -79,7 +79,7 @@ def _fetch(
             mbarrier.expect(bar_keys, GROUPS * TILE * (WIDTH * 4 + 32))
             for g in gl.static_range(GROUPS):
                 at_keys = [i_row, i_k + g * TILE, i_head, 0]
-                at_columns = [i_row * masks, i_k + g * TILE, 0]
+                at_columns = [i_row * masks, i_k // 4 + g * (TILE // 4), 0]
                 i_s = j * GROUPS + g
                 tma.async_copy_global_to_shared(d_k, at_keys, bar_keys, s_k.index(i_s))
                 tma.async_copy_global_to_shared(d_v, at_keys, bar_keys, s_v.index(i_s))
@@ -95,7 +95,7 @@ def _fetch(
                 tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(s))
                 tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(s))
                 tma.async_copy_global_to_shared(
-                    d_beside, [i_row * heads + i_head, i_q, 0], bar, s_beside.index(s)
+                    d_beside, [i_row * heads + i_head, i_q // 4, 0], bar, s_beside.index(s)
                 )
                 for g in gl.static_range(GROUPS):
                     i_s = s * GROUPS + g
@@ -360,8 +360,8 @@ def _of_keys(
 @gluon.jit
 def hopper_backward_kernel(
     d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
-    d_beside,  # [B S H, N, 16], beside q
-    d_beside_k,  # [B S or 1, M, 16], beside k
+    d_beside,  # [B S H, N / 4, 64], beside q, in lines of four rows: see `folding`
+    d_beside_k,  # [B S or 1, M / 4, 64], beside k
     d_bias,  # fp32, in boxes of 64 by 64: [B or 1 times H, M, N], times log2 e; ALONE: the bias
     d_grad_k, d_grad_v,  # [B S, M, H, D], contiguous, written
     p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
@@ -400,8 +400,8 @@ def hopper_backward_kernel(
     dtype: gl.constexpr = d_q.dtype
     s_q = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_q.layout)
     s_grad = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 1, WIDTH], d_grad.layout)
-    s_beside = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE, 16], d_beside.layout)
-    s_beside_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 16], d_beside_k.layout)
+    s_beside = gl.allocate_shared_memory(dtype, [STAGES, 1, TILE // 4, 64], d_beside.layout)
+    s_beside_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE // 4, 64], d_beside_k.layout)
     s_bias = gl.allocate_shared_memory(gl.float32, [STAGES * GROUPS, 1, TILE, TILE], d_bias.layout)
     s_k = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_k.layout)
     s_v = gl.allocate_shared_memory(dtype, [2 * GROUPS, 1, TILE, 1, WIDTH], d_v.layout)

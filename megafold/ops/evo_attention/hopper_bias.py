@@ -49,7 +49,7 @@ def _fetch(
             at = [i_row, i_k, i_head, 0]
             tma.async_copy_global_to_shared(d_k, at, bar, s_k.index(i), needed)
             tma.async_copy_global_to_shared(d_v, at, bar, s_v.index(i), needed)
-            at = [i_row * masks, i_k, 0]
+            at = [i_row * masks, i_k // 4, 0]
             tma.async_copy_global_to_shared(d_beside_k, at, bar, s_beside_k.index(i), needed)
         for g in gl.static_range(GROUPS):
             i = s * GROUPS + g
@@ -57,7 +57,7 @@ def _fetch(
             at = [i_row, i_q, i_head, 0]
             tma.async_copy_global_to_shared(d_q, at, bar, s_q.index(i))
             tma.async_copy_global_to_shared(d_grad, at, bar, s_grad.index(i))
-            at = [i_row * heads + i_head, i_q, 0]
+            at = [i_row * heads + i_head, i_q // 4, 0]
             tma.async_copy_global_to_shared(d_beside, at, bar, s_beside.index(i))
 
 
@@ -113,8 +113,8 @@ def _of_tile(
 @gluon.jit
 def hopper_bias_kernel(
     d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
-    d_beside,  # [B S H, N, 16], beside q
-    d_beside_k,  # [B S or 1, M, 16], beside k
+    d_beside,  # [B S H, N / 4, 64], beside q, in lines of four rows: see `folding`
+    d_beside_k,  # [B S or 1, M / 4, 64], beside k
     p_bias,  # [B or 1, H, N, M], any strides
     p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
     p_sums,  # fp32 [groups, B or 1, H, N, M], written
@@ -157,10 +157,14 @@ def hopper_bias_kernel(
     dtype: gl.constexpr = d_q.dtype
     s_q = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_q.layout)
     s_grad = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 1, WIDTH], d_grad.layout)
-    s_beside = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 1, TILE, 16], d_beside.layout)
+    s_beside = gl.allocate_shared_memory(
+        dtype, [STAGES * GROUPS, 1, TILE // 4, 64], d_beside.layout
+    )
     s_k = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 1, WIDTH], d_k.layout)
     s_v = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 1, WIDTH], d_v.layout)
-    s_beside_k = gl.allocate_shared_memory(dtype, [STAGES * BLOCKS, 1, TILE, 16], d_beside_k.layout)
+    s_beside_k = gl.allocate_shared_memory(
+        dtype, [STAGES * BLOCKS, 1, TILE // 4, 64], d_beside_k.layout
+    )
     s_parts = gl.allocate_shared_memory(dtype, [TILE, 16], BESIDE)
     COLUMNS: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     o_c = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, :]

@@ -63,10 +63,12 @@ def backward(
     plan = plan_of(problem, device)
     beyond = torch.empty((), dtype=torch.int32, device=device)
     queries = torch.empty(
-        (rows * problem.heads, problem.queries, COLUMNS), dtype=q.dtype, device=device
+        (rows * problem.heads, cdiv(problem.queries, 4), 4 * COLUMNS), dtype=q.dtype, device=device
     )
     keys = torch.empty(
-        (1 if mask is None else rows, problem.keys, COLUMNS), dtype=q.dtype, device=device
+        (1 if mask is None else rows, cdiv(problem.keys, 4), 4 * COLUMNS),
+        dtype=q.dtype,
+        device=device,
     )
     kept = (plan.programs if plan.ranges == 1 else plan.items) * problem.width
     acc = torch.empty(
@@ -147,7 +149,7 @@ def _rows_at_once(problem: Any, per_group: int, device: torch.device) -> int:
 
 class _Boxes(NamedTuple):
     operand: Box  # of q, k, v: 64 queries or keys of one head of one row
-    beside: Box  # the columns beside them
+    beside: Box  # the columns beside them, four rows in a line
     bias: Box
 
 
@@ -158,7 +160,7 @@ def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
     return _Boxes(
         box((1, TILE, 1, width), element),
-        box((1, TILE, COLUMNS), element),
+        box((1, TILE // 4, 4 * COLUMNS), element),
         box((1, TILE, TILE), gl.float32),
     )
 
