@@ -21,6 +21,7 @@ BLOCKS = ((2**12, 256, 16), (2**18, 32, 64), (None, 1, 512))
 def add_sums_kernel(
     p_sums,  # fp32 [count, numbers], neighbours along the numbers
     p_total,  # [numbers], contiguous, written
+    p_done,  # int32, or None: where it is not 0 nothing is done
     stride,  # of a sum
     count,
     numbers,
@@ -28,6 +29,9 @@ def add_sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """BLOCK numbers; SUMS of them are read at once."""
+    if p_done is not None:
+        numbers = tl.where(tl.load(p_done) == 0, numbers, 0)
+        count = tl.where(numbers > 0, count, 0)
     o_i = tl.arange(0, SUMS)
     o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_n = (o_n < numbers)[None, :]
@@ -40,24 +44,25 @@ def add_sums_kernel(
     tl.store(p_total + o_n, tl.sum(b, 0).to(p_total.dtype.element_ty), mask=o_n < numbers)
 
 
-def add_sums(sums: torch.Tensor, total: torch.Tensor) -> None:
+def add_sums(sums: torch.Tensor, total: torch.Tensor, done: torch.Tensor | None = None) -> None:
     """Fill ``total``, contiguous and of any dtype, with the sum of ``sums`` over their first.
 
     Args:
         sums: fp32 ``[count, *total.shape]``, each of them contiguous.
+        done: int32 ``[]``; where the GPU finds it other than 0 nothing is filled.
     """
     stride = sums.stride(0) if sums.shape[0] > 1 else total.numel()
     launcher = _launcher(
         add_sums_kernel, sums.shape[0], stride, total.numel(), total.device,
-        layout(total), layout(sums),
+        layout(total), layout(sums), layout(done),
     )  # fmt: skip
     with on(total.device):
-        launcher(sums, total)
+        launcher(sums, total, done)
 
 
 @lru_cache(maxsize=4096)
 def _launcher(
-    kernel: Any, count: int, stride: int, numbers: int, device: torch.device, *alike: Layout
+    kernel: Any, count: int, stride: int, numbers: int, device: torch.device, *alike: Layout | None
 ) -> Launcher:
     sums, block = next(b for most, *b in BLOCKS if most is None or numbers <= most)
     constants = {"SUMS": sums, "BLOCK": block}

@@ -140,6 +140,20 @@ def test_the_gradient_of_the_bias_in_several_launches(ran, monkeypatch):
 
 
 @on_hopper
+@pytest.mark.parametrize("shape", ["B1 S40 N128 H140 D48", "B1 S40 N60 K120 H140 D32"])
+def test_heads_that_are_a_few_more_than_multiprocessors(shape, ran):
+    # The last ones' gradient of the bias is split over rows, and added up.
+    inputs, grad = attention(shape, torch.bfloat16)
+    problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
+    whole, rest = hopper_launch._parts(problem, HERE)
+    assert whole.groups == 1 < rest.groups
+    assert_kernels_accurate(inputs, grad)
+    inputs["pair_bias"][:, -1, 5] = -1e9  # logits too large for it
+    assert_kernels_accurate(inputs, grad)
+    assert ran.call_count == 2
+
+
+@on_hopper
 def test_a_row_without_keys_that_has_its_own_bias(ran):
     inputs, grad = attention(ALONE[1], torch.bfloat16)
     inputs["mask"][1] = False
@@ -273,6 +287,18 @@ def test_what_tma_reads():
     assert not hopper.readable(torch.empty(1, 3, 8, 4, 12, dtype=torch.bfloat16))  # 24 bytes
 
 
+def columns_of(lines: torch.Tensor) -> torch.Tensor:
+    """Columns ``[..., rows, 16]`` in lines of four rows, as products read what TMA leaves of them.
+
+    The one swizzles parts of 16 bytes by lines of 128, the others by rows of 32.
+    """
+    line = torch.arange(lines.shape[-2], device=lines.device)[:, None, None]
+    row = torch.arange(4, device=lines.device)[:, None]
+    part = torch.arange(2, device=lines.device)
+    at = (row * 2 + (part ^ (line & 1))) ^ (line & 7)
+    return lines.unflatten(-1, (8, 8))[..., line, at, :].flatten(-2).flatten(-3, -2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=ON_HOPPER[0])])
 @pytest.mark.parametrize("shape", ["B2 S3 N20 K37 H2 D24", "B1 S2 N130 H1 D32"])
 @pytest.mark.parametrize("masked", [True, False])
@@ -287,22 +313,20 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     problem = launch.Problem.of(q, k, bias)
     spread = launch.spread(mask, problem)
     out, stats = launch.forward(q, k, v, spread, bias, scale)
-    queries = torch.empty(
-        problem.total_rows,
-        problem.heads,
-        problem.queries,
-        folding.COLUMNS,
-        dtype=dtype,
-        device=HERE,
-    )
-    rows = problem.total_rows if masked else 1
-    keys = torch.empty(rows, problem.keys, folding.COLUMNS, dtype=dtype, device=HERE)
+    nan = {"fill_value": float("nan"), "dtype": dtype, "device": HERE}
+    lines = problem.total_rows, problem.heads, -(-problem.queries // 4), 64
+    queries = torch.full(lines, **nan)
+    keys = torch.full((problem.total_rows if masked else 1, -(-problem.keys // 4), 64), **nan)
     fold = hopper_launch._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
     found = torch.empty(stats.shape[1:], device=HERE)
     beyond = torch.full((), 7, dtype=torch.int32, device=HERE)
     hopper_launch._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys, beyond)
     fold(out, grad, stats, queries, found, beyond)
     assert beyond == 0
+    queries, left = columns_of(queries).split([problem.queries, -problem.queries % 4], dim=-2)
+    assert not left.any()
+    keys, left = columns_of(keys).split([problem.keys, -problem.keys % 4], dim=-2)
+    assert not left.any()
 
     beside = torch.einsum(
         "rhne,rme->rhnm", queries.double(), keys.double().expand(problem.total_rows, -1, -1)
@@ -338,7 +362,7 @@ def test_one_shift_too_large_for_folded_products_is_told(value):
     problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
     of_queries = (problem.total_rows, problem.heads, problem.queries)
     stats = torch.ones(2, *of_queries, device=HERE)
-    queries = torch.empty(*of_queries, folding.COLUMNS, dtype=torch.float16, device=HERE)
+    queries = torch.empty(*of_queries[:2], 38, 64, dtype=torch.float16, device=HERE)
     fold = hopper_launch._fold_queries(problem, torch.float16, HERE, 1.0, launch.layout(grad))
 
     def told():

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from megafold.ops.evo_attention import launch
-from megafold.ops.sums import add_sums
 from tests.numerics import DEVICE
 from tests.ops.evo import attention, blocks
 
@@ -44,13 +43,11 @@ def found(shape: str, beyond: int | None, *, masked: bool = True) -> dict[str, t
         if alone is None:
             launch.launch_grad_bias(problem, *given, stats, grad, delta, of_bias, scale)
         return left
-    sums = of_bias.new_full((2, *of_bias.shape), 3.5) if alone is None else None
+    shared = of_bias if alone is None else None
     flag = torch.tensor(beyond, dtype=torch.int32, device=DEVICE)
     launch.launch_waiting(
-        problem, flag, *given, out, stats, grad, delta, of_q, of_k, of_v, alone, sums, scale
+        problem, flag, *given, out, stats, grad, delta, of_q, of_k, of_v, alone, shared, scale
     )
-    if sums is not None:
-        add_sums(sums, of_bias)
     return left
 
 
@@ -65,8 +62,7 @@ def few_programs(monkeypatch):
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_does_what_the_three_kernels_do(shape, masked, monkeypatch):
-    monkeypatch.setattr(launch, "row_groups", lambda *sizes: 2)
+def test_it_does_what_the_three_kernels_do(shape, masked):
     sizes = launch.WAITING
     with blocks(1, sizes["BLOCK_Q"], sizes["BLOCK_K"]):
         expected = found(shape, None, masked=masked)

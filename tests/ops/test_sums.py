@@ -29,3 +29,15 @@ def test_the_last_number_is_left_alone_when_it_is_not_ours():
     total = torch.full((5,), 7.0, device=DEVICE)
     sums.add_sums(torch.ones(3, 4, device=DEVICE), total[:4])
     assert total.tolist() == [3.0, 3.0, 3.0, 3.0, 7.0]
+
+
+@pytest.mark.parametrize("blocks", sums.BLOCKS)
+def test_nothing_is_added_where_it_is_done_already(blocks, monkeypatch):
+    monkeypatch.setattr(sums, "BLOCKS", ((None, *blocks[1:]),))
+    sums._launcher.cache_clear()
+    done = torch.tensor(0, dtype=torch.int32, device=DEVICE)
+    for is_done, expected in ((0, 3.0), (1, 7.0)):
+        total = torch.full((130,), 7.0, device=DEVICE)
+        sums.add_sums(torch.ones(3, 130, device=DEVICE), total, done.fill_(is_done))
+        assert total.tolist() == [expected] * 130
+    sums._launcher.cache_clear()

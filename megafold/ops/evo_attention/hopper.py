@@ -48,13 +48,23 @@ class Forward(NamedTuple):
     registers: int  # of a thread of the second row
 
 
+class OfBias(NamedTuple):
+    """What the kernel for the bias's gradient is compiled with."""
+
+    groups: int  # of 64 queries
+    each: int  # keys of a group
+    stages: int
+    maxnreg: int
+    registers: int
+
+
 class Sizes(NamedTuple):
     """What kernels are compiled with for a width; measured on an H100."""
 
     forward: Forward  # of rows that share a bias
     forward_alone: Forward  # of a row that has its own
     blocks: tuple[Blocks, ...]
-    bias_stages: int  # 0: the kernel of `backward` is faster for the bias
+    bias: OfBias
 
 
 SIZES = {
@@ -62,9 +72,14 @@ SIZES = {
         Forward(2, 2, 2, 80, 104),
         Forward(1, 3, 2, 80, 0),
         (Blocks(3, 2, 2, 128, 1.0), Blocks(2, 3, 2, 168, 1.2)),
-        4,
+        OfBias(3, 64, 4, 128, 152),
     ),
-    64: Sizes(Forward(2, 1, 3, 0, 152), Forward(1, 2, 2, 96, 0), (Blocks(2, 2, 2, 184, 1.0),), 0),
+    64: Sizes(
+        Forward(2, 1, 3, 0, 152),
+        Forward(1, 2, 2, 96, 0),
+        (Blocks(2, 2, 2, 184, 1.0),),
+        OfBias(2, 128, 2, 168, 240),
+    ),
 }
 
 

@@ -33,15 +33,15 @@ from megafold.ops.sizes import cdiv, multiprocessors
 
 FOLD_BLOCK = 128
 ADD_BLOCK = 512
-BIAS_TILES = 3  # of 64 by 64, that a program of the bias's gradient has
 START_OF_BIAS = 3  # and end of a program, in rows that it could have added
 ADDED = 3e6  # bytes of groups that are added in the time of a row
+SPLIT = 1.05  # what two parts take of the time that is counted, of one that is as long
 IN_LAUNCH = 1.3  # of L2: what the rows of a launch may be; at 1.6 it takes 1.6 times as long
 
 
 def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None:
     """Fill ``out`` and ``stats``; arguments as those of the launches of ``forward``."""
-    boxes = _boxes(width_of(problem), q.dtype)
+    boxes = _boxes(width_of(problem), q.dtype, TILE)
     operands = (described(t, boxes.operand) for t in (q, k, v))
     launcher = _of_forward(problem, q.dtype, q.device, scale, layout(mask))
     with on(q.device):
@@ -51,13 +51,13 @@ def forward(problem: Any, q, k, v, mask, bias, out, stats, scale: float) -> None
 def backward(
     problem: Any, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
     grad_bias, scale: float,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """Fill delta and the gradients; that of a bias which rows share as sums that make it up.
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:  # fmt: skip
+    """Fill delta and the gradients; that of a bias which rows share in part as sums.
 
     Returns:
-        Whether a shift exceeds PEAK, int32 ``[]``: where it is 1 nothing but delta was filled. The
-        sums, fp32 ``[groups, *bias.shape]``, unless there is no gradient of a shared bias, or the
-        kernel of ``backward`` is faster; a single one in fp32 is the gradient.
+        Whether a shift exceeds PEAK, int32 ``[]``: where it is 1 nothing but delta was filled. And
+        pairs of sums, fp32 ``[groups, *of_part]``, and the part of the gradient of a shared bias
+        that is their sum; the rest of it is there.
     """
     device, rows, width = q.device, problem.total_rows, width_of(problem)
     plan = plan_of(problem, device)
@@ -84,7 +84,7 @@ def backward(
         _fold_queries(problem, q.dtype, device, scale, layout(grad))(
             out, grad, stats, queries, delta, beyond
         )
-        boxes = _boxes(width, q.dtype)
+        boxes = _boxes(width, q.dtype, TILE)
         d_q, d_k, d_v, d_grad = (described(t, boxes.operand) for t in (q, k, v, grad))
         d_grad_k, d_grad_v = (described(t, boxes.operand) for t in (grad_k, grad_v))
         d_queries, d_keys = (described(t, boxes.beside) for t in (queries, keys))
@@ -94,50 +94,77 @@ def backward(
         )  # fmt: skip
         if plan.ranges > 1:
             _add_ranges(problem, q.dtype, device, scale)(acc, grad_q)
-        if plan.alone or grad_bias is None or not SIZES[width].bias_stages:
-            return beyond, None
+        if plan.alone or grad_bias is None:
+            return beyond, []
         del acc, read
-        groups, per_group = _row_groups(problem, device)
-        sums = grad_bias[None]
-        if groups > 1 or grad_bias.dtype != torch.float32:
-            sums = torch.empty((groups, *bias.shape), dtype=torch.float32, device=device)
-        at_a_time = _rows_at_once(problem, per_group, device)
-        for start in range(0, per_group, at_a_time):
-            _of_bias(
-                problem, q.dtype, device, scale, per_group, start, at_a_time, mask is not None,
-                layout(bias),
-            )(d_q, d_k, d_v, d_grad, d_queries, d_keys, bias, beyond, sums)  # fmt: skip
-    return beyond, sums
+        boxes = _boxes(width, q.dtype, SIZES[width].bias.each)
+        d_k, d_v = (described(t, boxes.operand) for t in (k, v))
+        operands = (d_q, d_grad, d_queries, d_k, d_v, described(keys, boxes.beside), bias, beyond)
+        adds = []
+        for part in _parts(problem, device):
+            of_part = grad_bias[:, part.first_head : part.first_head + part.heads]
+            sums = of_part[None]
+            if part.groups > 1 or grad_bias.dtype != torch.float32:
+                sums = torch.empty(
+                    (part.groups, *of_part.shape), dtype=torch.float32, device=device
+                )
+                adds.append((sums, of_part))
+            at_a_time = _rows_at_once(problem, part.rows, device)
+            for start in range(0, part.rows, at_a_time):
+                _of_bias(
+                    problem, q.dtype, device, scale, part, start, at_a_time, mask is not None,
+                    layout(bias),
+                )(*operands, sums)  # fmt: skip
+    return beyond, adds
 
 
 def _shares(problem: Any) -> tuple[int, int]:
-    """In how many programs the tiles of the bias of one head are; and the tiles of 64 keys.
+    """Programs of one head of the bias's gradient, and tiles of 64 queries that they count.
 
-    These are two at least: three tiles on end are then of two blocks of keys.
+    Three tiles on end may be of two blocks of keys, and no more: so two are counted at least. Two
+    tiles are of one block: so an even number is counted.
     """
-    across = max(2, cdiv(problem.queries, TILE))
-    return cdiv(across * cdiv(problem.keys, TILE), BIAS_TILES), across
+    sizes = SIZES[width_of(problem)].bias
+    across, blocks = cdiv(problem.queries, TILE), cdiv(problem.keys, sizes.each)
+    across = max(2, across) if sizes.each == TILE else cdiv(across, sizes.groups) * sizes.groups
+    return cdiv(across * blocks, sizes.groups), across
+
+
+class Part(NamedTuple):
+    """Some of a bias's heads, and how their gradient comes about."""
+
+    first_head: int
+    heads: int
+    groups: int  # of rows, each of which leaves a sum
+    rows: int  # of a group
 
 
 @lru_cache(maxsize=1024)
-def _row_groups(problem: Any, device: torch.device) -> tuple[int, int]:
-    """Into how many groups the rows are split for the bias's gradient, and rows in each.
+def _parts(problem: Any, device: torch.device) -> tuple[Part, ...]:
+    """What leaves the least to the busiest multiprocessor, which runs one program at a time.
 
-    As many as leave the least to the busiest multiprocessor, which runs one program at a time, and
-    to the kernel that adds the groups, while the sums of all take no more than half the memory of
-    q, or are two.
+    Programs of the first part take all rows; the rest are split in groups of rows, and a kernel
+    adds what those leave. It takes no more than half the memory of q in all, or twice the bias's.
     """
-    programs = _shares(problem)[0] * problem.heads * problem.biases
+    shares, most = _shares(problem)[0] * problem.biases, multiprocessors(device)
+    of_head = 4 * problem.biases * problem.queries * problem.keys
     of_q = problem.total_rows * problem.queries * problem.heads * 2 * problem.width
-    of_bias = 4 * problem.biases * problem.heads * problem.queries * problem.keys
-    allowed = min(max(2, of_q // (2 * of_bias)), problem.rows_per_bias)
+    allowed = max(2 * problem.heads * of_head, of_q // 2)
 
-    def rows(groups: int) -> float:
-        each = cdiv(problem.rows_per_bias, groups) + START_OF_BIAS
-        return cdiv(programs * groups, multiprocessors(device)) * each + groups * of_bias / ADDED
+    def time(part: Part) -> float:
+        added = part.groups * part.heads * of_head / ADDED if part.groups > 1 else 0
+        return cdiv(shares * part.heads * part.groups, most) * (part.rows + START_OF_BIAS) + added
 
-    per_group = cdiv(problem.rows_per_bias, min(range(1, allowed + 1), key=rows))
-    return cdiv(problem.rows_per_bias, per_group), per_group
+    def split(first: int) -> Part:
+        heads = problem.heads - first
+        groups = min(problem.rows_per_bias, max(1, allowed // (heads * of_head)))
+        rows = {cdiv(problem.rows_per_bias, n) for n in range(1, groups + 1)}
+        parts = (Part(first, heads, cdiv(problem.rows_per_bias, n), n) for n in sorted(rows))
+        return min(parts, key=time)
+
+    firsts = range(problem.heads if problem.biases == 1 else 1)
+    parts = [(*((Part(0, n, 1, problem.rows_per_bias),) if n else ()), split(n)) for n in firsts]
+    return min(parts, key=lambda both: sum(map(time, both)) * (SPLIT if len(both) > 1 else 1.0))
 
 
 def _rows_at_once(problem: Any, per_group: int, device: torch.device) -> int:
@@ -148,19 +175,19 @@ def _rows_at_once(problem: Any, per_group: int, device: torch.device) -> int:
 
 
 class _Boxes(NamedTuple):
-    operand: Box  # of q, k, v: 64 queries or keys of one head of one row
+    operand: Box  # of q, k, v: queries or keys of one head of one row
     beside: Box  # the columns beside them, four rows in a line
     bias: Box
 
 
 @cache
-def _boxes(width: int, dtype: torch.dtype) -> _Boxes:
+def _boxes(width: int, dtype: torch.dtype, tile: int) -> _Boxes:
     from triton.experimental.gluon import language as gl
 
     element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
     return _Boxes(
-        box((1, TILE, 1, width), element),
-        box((1, TILE // 4, 4 * COLUMNS), element),
+        box((1, tile, 1, width), element),
+        box((1, tile // 4, 4 * COLUMNS), element),
         box((1, TILE, TILE), gl.float32),
     )
 
@@ -338,29 +365,35 @@ def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: f
 
 @lru_cache(maxsize=1024)
 def _of_bias(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, per_group: int,
-    start: int, at_a_time: int, masked: bool, bias: Layout,
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, part: Part, start: int,
+    at_a_time: int, masked: bool, bias: Layout,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.evo_attention.hopper_bias import hopper_bias_kernel
 
     width = width_of(problem)
+    sizes = SIZES[width].bias
     constants = {
         "AGAIN": start > 0,
-        "STAGES": SIZES[width].bias_stages,
+        "GROUPS": sizes.groups,
+        "BLOCKS": 2 if sizes.each == TILE else 1,
+        "EACH": sizes.each,
+        "WAITS": sizes.each > TILE,
+        "REGISTERS": sizes.registers,
+        "STAGES": sizes.stages,
         "WIDTH": width,
         "TILE": TILE,
         "UNIT": tuple(PARTS[dtype][:3]),
     }
     shares, across = _shares(problem)
-    programs = shares * problem.heads * problem.biases
-    programs *= cdiv(problem.rows_per_bias, per_group)
+    programs = shares * part.heads * problem.biases * part.groups
     numbers = (
         *bias[0],
         problem.heads,
-        in_lines(problem),
+        part.first_head,
+        part.heads,
         problem.biases,
         problem.rows_per_bias,
-        per_group,
+        part.rows,
         start,
         at_a_time,
         shares,
@@ -370,5 +403,5 @@ def _of_bias(
         int(masked),
         scale,
     )
-    options = {"num_warps": 4, "maxnreg": 128}
+    options = {"num_warps": 4, "maxnreg": sizes.maxnreg}
     return Launcher(hopper_bias_kernel, programs, numbers, constants, options)

@@ -136,18 +136,17 @@ def backward(
         and hopper.readable(q, k, v, grad)
         and (problem.rows_per_bias > 1 or hopper.readable(bias))
     ):
-        beyond, sums = hopper_launch.backward(
+        beyond, adds = hopper_launch.backward(
             problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
             grad_bias, scale,
         )  # fmt: skip
         launch_waiting(
             problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-            alone, sums, scale,
+            alone, grad_bias if shared else None, scale,
         )  # fmt: skip
-        if sums is not None:
-            shared = False
-            if len(sums) > 1 or grad_bias.dtype != sums.dtype:
-                add_sums(sums, grad_bias)
+        shared = False
+        for sums, part in adds:
+            add_sums(sums, part, beyond)
     else:
         launch_grad_q(
             problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
@@ -236,18 +235,17 @@ def launch_grad_bias(
 
 def launch_waiting(
     problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-    grad_bias, sums, scale,
+    of_each, shared, scale,
 ) -> Any:  # fmt: skip
     """Fill the gradients that are not None where ``beyond`` says so on the GPU; else nothing."""
     launcher = _waiting(
-        waiting_kernel, problem, q.device, scale, 0 if sums is None else sums.shape[0],
-        grad_bias is not None, layout(q), layout(k), layout(v), layout(grad), layout(mask),
-        layout(bias),
+        waiting_kernel, problem, q.device, scale, of_each is not None, shared is not None,
+        layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
         return launcher(
             beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-            grad_bias, sums,
+            of_each, shared,
         )  # fmt: skip
 
 
@@ -286,7 +284,7 @@ def _bias_sums(
 
 @lru_cache(maxsize=4096)
 def _waiting(
-    kernel: Any, problem: Problem, device: torch.device, scale: float, groups: int, alone: bool,
+    kernel: Any, problem: Problem, device: torch.device, scale: float, alone: bool, shared: bool,
     q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout,
 ) -> Launcher:  # fmt: skip
     """A launch of few programs: as a rule they return at once."""
@@ -298,9 +296,8 @@ def _waiting(
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     constants["WRAP"] = problem.rows_per_bias > problem.rows
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
-    per_group = cdiv(problem.rows_per_bias, max(groups, 1))
-    of_bias = _tiles_of_bias(problem, blocks) * groups
-    numbers = (*numbers, problem.biases, per_group, of_q, of_keys, of_bias)
+    of_bias = _tiles_of_bias(problem, blocks) * shared
+    numbers = (*numbers, problem.biases, of_q, of_keys, of_bias)
     programs = min(of_q, WAITING_PROGRAMS * multiprocessors(device))
     return Launcher(kernel, programs, numbers, constants, {"num_warps": 8, "num_stages": 2})
 

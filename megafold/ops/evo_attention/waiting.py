@@ -19,8 +19,8 @@ def waiting_kernel(
     p_beyond,  # int32: 0 where the gradients are there
     p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats, p_grad, p_delta,
     p_grad_q, p_grad_k, p_grad_v,  # written
-    p_grad_bias,  # written where each row has a bias of its own; or None
-    p_sums,  # of groups of rows for the gradient of a bias that they share, written; or None
+    p_of_each,  # gradients of biases that rows have of their own, written; or None
+    p_shared,  # that of a bias which they share, written; or None
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -28,7 +28,7 @@ def waiting_kernel(
     stride_mb, stride_ms, stride_mk,
     stride_bb, stride_bh, stride_bq, stride_bk,
     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
-    biases, rows_per_group,
+    biases,
     of_q, of_keys, of_bias,  # how many programs the kernels would have
     HAS_MASK: tl.constexpr,
     EVEN_Q: tl.constexpr,
@@ -44,7 +44,7 @@ def waiting_kernel(
     if tl.load(p_beyond) != 0:
         for i in range(tl.program_id(0), of_q, tl.num_programs(0)):
             grad_q_kernel(
-                p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats, p_grad, None, p_grad_q, p_grad_bias,
+                p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats, p_grad, None, p_grad_q, p_of_each,
                 stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
                 stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
                 stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -52,7 +52,7 @@ def waiting_kernel(
                 stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                 scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
                 HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True,
-                p_grad_bias is not None, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
+                p_of_each is not None, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
         for i in range(tl.program_id(0), of_keys, tl.num_programs(0)):
             grad_kv_kernel(
@@ -66,17 +66,17 @@ def waiting_kernel(
                 HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True, True, False, 1,
                 BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
-        if p_sums is not None:
+        if p_shared is not None:
             for i in range(tl.program_id(0), of_bias, tl.num_programs(0)):
                 grad_bias_kernel(
-                    p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad, p_delta, p_sums,
+                    p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad, p_delta, p_shared,
                     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
                     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
                     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
                     stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
                     stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
-                    biases, rows_per_group,
+                    biases, rows_per_bias,
                     HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, WRAP,
                     BLOCK_Q, BLOCK_K, BLOCK_D, i,
                 )  # fmt: skip
