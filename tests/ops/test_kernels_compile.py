@@ -39,6 +39,9 @@ SPILLS = {
     "evo_attention.hopper_backward float16 S384 N384 D64": 16,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
     "evo_attention.hopper_backward float16 S1024 N1024 D32": 40,
+    # A number that a thread needs once, after its last row.
+    "evo_attention.hopper_bias bfloat16 S384 N384 D64": 8,
+    "evo_attention.hopper_bias float16 S384 N384 D64": 8,
     # Two numbers that a thread needs once, before its first rows.
     "layer_norm_linear.hopper_backward float16 M147456 C128 O576": 8,
     "layer_norm_linear.hopper_backward float16 M147456 C128 O512": 8,

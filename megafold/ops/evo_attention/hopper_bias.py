@@ -87,8 +87,7 @@ def _of_tile(
     i_k = (i_tile + g) // across * EACH
     o_q = gl.arange(0, TILE, gl.SliceLayout(1, LOGITS))
     o_k = gl.arange(0, EACH, gl.SliceLayout(0, LOGITS))
-    m = (o_q < queries - i_q)[:, None] & (o_k < keys - i_k)[None, :]
-    p_sum += i_q.to(gl.int64) * keys + i_k
+    m = (i_q + o_q < queries)[:, None] & (i_k + o_k < keys)[None, :]
     p_bias += i_q.to(gl.int64) * stride_bq + i_k.to(gl.int64) * stride_bk
     o_bias = o_q[:, None] * stride_bq + o_k[None, :] * stride_bk
     bias = gl.load(p_bias + o_bias, mask=m, other=0.0).to(gl.float32) * LOG2E
@@ -120,6 +119,7 @@ def _of_tile(
         dp = warpgroup_mma_wait(0, deps=(dp,))
         mbarrier.arrive(empty.index(s))
         total += w * dp
+    p_sum += i_q.to(gl.int64) * keys + i_k
     o_sum = o_q[:, None] * keys + o_k[None, :]
     if AGAIN:
         total += gl.load(p_sum + o_sum, mask=m, other=0.0)
@@ -247,5 +247,5 @@ def hopper_bias_kernel(
                 )),
             ],
             [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
+            [REGISTERS, REGISTERS, 40],
         )  # fmt: skip
