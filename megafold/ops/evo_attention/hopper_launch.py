@@ -31,7 +31,8 @@ from megafold.ops.hopper import Box, box, cache_of, described
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 
-FOLD_BLOCK = 128
+FOLD_QUERIES = 64
+FOLD_KEYS = 128
 ADD_BLOCK = 512
 START_OF_BIAS = 3  # and end of a program, in rows that it could have added
 ADDED = 3e6  # bytes of groups that are added in the time of a row
@@ -225,16 +226,16 @@ def _fold_queries(
     block_d = width_of(problem)
     constants = {
         **_folding(dtype),
-        "EVEN_Q": problem.queries % FOLD_BLOCK == 0,
+        "EVEN_Q": problem.queries % FOLD_QUERIES == 0,
         "EVEN_D": problem.width == block_d,
-        "BLOCK_Q": FOLD_BLOCK,
+        "BLOCK_Q": FOLD_QUERIES,
         "BLOCK_D": block_d,
     }
-    programs = problem.total_rows * problem.heads * cdiv(problem.queries, FOLD_BLOCK)
+    programs = problem.total_rows * problem.heads * cdiv(problem.queries, FOLD_QUERIES)
     statistics = problem.total_rows * problem.heads * problem.queries
     sizes = (problem.rows, statistics, problem.queries, problem.heads, problem.width)
     return Launcher(
-        fold_queries_kernel, programs, (*grad[0], scale, *sizes), constants, {"num_warps": 4}
+        fold_queries_kernel, programs, (*grad[0], scale, *sizes), constants, {"num_warps": 2}
     )
 
 
@@ -244,8 +245,8 @@ def _fold_keys(
 ) -> Launcher:
     rows = 1 if mask is None else problem.total_rows
     strides = (0, 0, 0) if mask is None else mask[0]
-    constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_BLOCK}
-    programs = rows * cdiv(problem.keys, FOLD_BLOCK)
+    constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_KEYS}
+    programs = rows * cdiv(problem.keys, FOLD_KEYS)
     numbers = (*strides, problem.rows, problem.keys)
     return Launcher(fold_keys_kernel, programs, numbers, constants, {"num_warps": 4})
 
