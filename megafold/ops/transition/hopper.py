@@ -1,7 +1,8 @@
 """The transition on Hopper GPUs: when kernels of its own run, with what sizes, and their launches.
 
 The kernels (:mod:`~megafold.ops.transition.hopper_forward`,
-:mod:`~megafold.ops.transition.hopper_backward`) are written in Gluon, Triton's language of layouts
+:mod:`~megafold.ops.transition.hopper_backward`, :mod:`~megafold.ops.transition.hopper_weights`) are
+written in Gluon, Triton's language of layouts
 and warps with roles, which compiles for this chip alone. What they do not take, those of
 ``forward`` and ``backward`` do.
 """
@@ -21,6 +22,7 @@ from megafold.ops.tuning import is_overridden
 CHANNELS = 128
 ROWS = 64  # of a group of four warps
 UNITS = 64  # what hidden units are a multiple of
+TILE = 128  # rows, that programs of the weights' gradients take at a time
 FEWEST_ROWS = 16_384  # of 12,288 the gradients take longer than by the portable kernel
 
 
@@ -33,26 +35,35 @@ class Sizes(NamedTuple):
     outs: int  # and of the output
     registers: int  # of a thread that computes
 
-    def wave(self, device: torch.device) -> int:
-        """Rows that a GPU takes at a time."""
-        return multiprocessors(device) * self.groups * ROWS
+
+class WeightSizes(NamedTuple):
+    """What the kernel for the weights' gradients is compiled with."""
+
+    stages: int  # tiles of rows that there is room for
+    registers: int  # of a thread that computes
+    maxnreg: int  # of a thread at the start
 
 
 FORWARD = Sizes(3, 64, 3, 2, 160)
 GRAD_ROWS = Sizes(2, 64, 2, 2, 240)
+GRAD_WEIGHTS = WeightSizes(2, 240, 168)
 
 
 @cache
 def has_gluon() -> bool:
     """Whether this Triton has what the kernels are written in."""
     try:
-        from megafold.ops.transition import hopper_backward, hopper_forward  # noqa: F401
+        from megafold.ops.transition import (  # noqa: F401
+            hopper_backward,
+            hopper_forward,
+            hopper_weights,
+        )
     except (ImportError, AttributeError, TypeError):
         return False
     return True
 
 
-def why_not(problem: Any, x: torch.Tensor, dtype: torch.dtype, kernel: str) -> str:
+def why_not(problem: Any, x: torch.Tensor, dtype: torch.dtype, *kernels: str) -> str:
     """Why a kernel is not Hopper's, in words; empty where it is.
 
     Decided from what `explain` knows too; a call may yet be laid out in memory in a way that TMA
@@ -60,12 +71,12 @@ def why_not(problem: Any, x: torch.Tensor, dtype: torch.dtype, kernel: str) -> s
 
     Args:
         dtype: of the weights.
-        kernel: that which runs otherwise.
+        kernels: those that run otherwise.
     """
     if not is_hopper(x.device):
         return "not a Hopper GPU"
-    if is_overridden(kernel):
-        return "use_config has another kernel in force"
+    if is_overridden(*kernels):
+        return "use_config has other kernels in force"
     if dtype not in HALVES or x.dtype != dtype:
         return "operands that are not all of one dtype of 16 bits"
     if problem.channels != CHANNELS:
@@ -98,35 +109,52 @@ def sums_of(rows: int, device: torch.device) -> int:
 
 
 def launch_grad_rows(
-    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised, hidden,
-    again: bool,
+    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised
 ) -> Any:  # fmt: skip
-    """Fill ``grad_x`` and ``hidden``, and ``sums`` and ``normalised`` where they are not None.
+    """Fill ``grad_x``, and ``sums`` and ``normalised`` where they are not None.
 
     Args:
-        sums: fp32 ``[sums_of(rows), 2, C]`` of rows as many or more.
-        again: add to ``sums``.
+        sums: fp32 ``[sums_of(rows), 2, C]``.
     """
     launcher = _grad_rows(
         GRAD_ROWS, x.shape[0], gate.shape[0], 0 if stats is None else stats.stride(0), x.device,
-        x.dtype, again, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
+        x.dtype, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
     )  # fmt: skip
     boxes = _boxes(GRAD_ROWS.units, x.dtype)
     tiles = (
         described(x, boxes.rows), described(gate, boxes.units), described(value, boxes.units),
         described(out, boxes.out), described(grad, boxes.rows), described(grad_x, boxes.rows),
         None if normalised is None else described(normalised, boxes.rows),
-        described(hidden, boxes.units),
     )  # fmt: skip
     with on(x.device):
         return launcher(*tiles, norm_weight, norm_bias, stats, sums)
+
+
+def splits_of(rows: int, hidden: int, device: torch.device) -> int:
+    """In how many parts :func:`launch_grad_weights` adds up: a program a multiprocessor."""
+    return max(1, min(multiprocessors(device) // (hidden // UNITS), cdiv(rows, TILE)))
+
+
+def launch_grad_weights(normalised, grad, gate, value, out, partial) -> Any:
+    """Fill ``partial``, fp32 ``[splits_of(rows, H), 3 H, C]``."""
+    launcher = _grad_weights(
+        GRAD_WEIGHTS, normalised.shape[0], gate.shape[0], partial.shape[0], normalised.device,
+        normalised.dtype,
+    )  # fmt: skip
+    boxes = _boxes(UNITS, normalised.dtype)
+    tiles = (
+        described(normalised, boxes.rows), described(grad, boxes.rows),
+        described(gate, boxes.units), described(value, boxes.units), described(out, boxes.out),
+    )  # fmt: skip
+    with on(normalised.device):
+        return launcher(*tiles, partial)
 
 
 class _Boxes(NamedTuple):
     """What TMA moves at once."""
 
     rows: Box  # [M, C]
-    units: Box  # of [H, C], and of [M, 3 H]
+    units: Box  # of [H, C]
     out: Box  # of [C, H]
 
 
@@ -155,14 +183,33 @@ def _forward(
 @lru_cache(maxsize=1024)
 def _grad_rows(
     sizes: Sizes, rows: int, hidden: int, stride_stats: int, device: torch.device,
-    dtype: torch.dtype, again: bool, *pointers: Layout | None,
+    dtype: torch.dtype, *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.transition.hopper_backward import hopper_grad_rows_kernel
 
     programs = _programs(sizes, rows, device)
     numbers = (rows, hidden, stride_stats)
-    constants, options = {"AGAIN": again, **_constants(sizes)}, {"num_warps": 4}
-    return Launcher(hopper_grad_rows_kernel, programs, numbers, constants, options)
+    options = {"num_warps": 4}
+    return Launcher(hopper_grad_rows_kernel, programs, numbers, _constants(sizes), options)
+
+
+@lru_cache(maxsize=1024)
+def _grad_weights(
+    sizes: WeightSizes, rows: int, hidden: int, splits: int, device: torch.device,
+    dtype: torch.dtype,
+) -> Launcher:  # fmt: skip
+    from triton.experimental.gluon import language as gl
+
+    from megafold.ops.transition.hopper_weights import hopper_grad_weights_kernel
+
+    constants = {
+        "STAGES": sizes.stages,
+        "REGISTERS": sizes.registers,
+        "PAIR": gl.NVMMASharedLayout(128, 16, rank=2),
+    }
+    numbers = (cdiv(rows, TILE), splits, hidden)
+    programs, options = splits * (hidden // UNITS), {"num_warps": 4, "maxnreg": sizes.maxnreg}
+    return Launcher(hopper_grad_weights_kernel, programs, numbers, constants, options)
 
 
 def _programs(sizes: Sizes, rows: int, device: torch.device) -> int:

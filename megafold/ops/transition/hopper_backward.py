@@ -1,11 +1,11 @@
 """The transition backward by rows on Hopper's own instructions (Gluon).
 
-What :mod:`~megafold.ops.transition.backward` leaves, in the roles of
+The gradient of x and sums for the norm's parameters, in the roles of
 :mod:`~megafold.ops.transition.hopper_forward`: one warp fetches weights, and each of two groups of
 four warps has 64 rows of its own, whose normalised x and gradient are operands in shared memory.
-The gradients of gate and value are an operand in registers; on their way to memory they, and the
-activation, lie in shared memory, from where TMA takes whole lines. Where a group's operands are no
-longer needed it fetches x again, for the gradient through the norm, and its next rows.
+The gradients of gate and value are an operand in registers; nothing hidden reaches memory. Where a
+group's operands are no longer needed it fetches x again, for the gradient through the norm, and its
+next rows. Normalised rows are left for :mod:`~megafold.ops.transition.hopper_weights`.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def _through_norm(
 
 @gluon.jit
 def _gradients(
-    g: gl.constexpr, d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight, p_norm_bias,
-    p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out,
+    g: gl.constexpr, d_x, d_grad, d_grad_x, d_normalised, p_norm_weight, p_norm_bias,
+    p_stats, p_sums, s_n, s_grad, s_pair, s_out,
     full_n, full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats,
-    AGAIN: gl.constexpr, PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
+    PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
@@ -147,21 +147,12 @@ def _gradients(
             gate, value = gl.convert_layout(gate, HALF), gl.convert_layout(value, HALF)
             s = sigmoid(gate)
             silu = gate * s
-            h = (silu * value).to(dtype)
             # d silu(g) / dg = sigmoid(g) (1 + g (1 - sigmoid(g)))
             d_g = (dh * value * (s + silu * (1.0 - s))).to(dtype)
             d_v = (dh * silu).to(dtype)
             both = gl.reshape(gl.permute(gl.join(d_g, d_v), (0, 2, 1)), (ROWS, 2 * UNITS))
             left = gl.convert_layout(both, LEFT)
             dn = warpgroup_mma(left, t_pair, dn, is_async=True)
-            tma.store_wait(0)  # of the block before
-            s_h.index(g).store(h)
-            s_dg.index(g).store(d_g)
-            s_dv.index(g).store(d_v)
-            fence_async_shared()
-            tma.async_copy_shared_to_global(d_hidden, [i_row, unit], s_dg.index(g))
-            tma.async_copy_shared_to_global(d_hidden, [i_row, hidden + unit], s_dv.index(g))
-            tma.async_copy_shared_to_global(d_hidden, [i_row, 2 * hidden + unit], s_h.index(g))
             dn, left = warpgroup_mma_wait(0, deps=(dn, left))
             mbarrier.arrive(empty_pair.index(p))
             p, in_p = following(p, in_p, PAIRS)
@@ -183,9 +174,6 @@ def _gradients(
     if p_sums is not None:
         o_c = gl.arange(0, C, gl.SliceLayout(0, CHANNEL))
         p_own = p_sums + (gl.program_id(0) * GROUPS + g) * (2 * C) + o_c
-        if AGAIN:
-            of_weight += gl.load(p_own)
-            of_bias += gl.load(p_own + C)
         gl.store(p_own, of_weight)
         gl.store(p_own + C, of_bias)
 
@@ -195,10 +183,9 @@ def hopper_grad_rows_kernel(
     d_x,  # [M, C], in boxes of 64 by 128
     d_gate, d_value,  # [H, C], in boxes of 64 by 64
     d_out,  # [C, H], in boxes of 128 by 64
-    d_grad,  # [M, C], in boxes of 64 by 128, as all that follow but the hidden: of the output
+    d_grad,  # [M, C], in boxes of 64 by 128, as all that follow: of the output
     d_grad_x,  # written
     d_normalised,  # written; None without a norm
-    d_hidden,  # [M, 3 H], in boxes of 64 by 64, written: gradients of gate, of value, activation
     p_norm_weight,  # [C] or None
     p_norm_bias,  # [C] or None
     p_stats,  # fp32 [2, M]: mean, and one over the standard deviation; None: no norm
@@ -206,21 +193,17 @@ def hopper_grad_rows_kernel(
     rows,
     hidden,
     stride_stats,  # from a row's mean to its inverse deviation
-    AGAIN: gl.constexpr,  # p_sums is added to: other rows are in it
     PAIRS: gl.constexpr,  # tiles of gate and value that are fetched ahead
     OUTS: gl.constexpr,  # and of the output
     REGISTERS: gl.constexpr,  # of a thread that computes
     PAIR: gl.constexpr,  # layout in shared memory of a tile of gate and value, 128 by 128
     LINES: gl.constexpr,  # layout in registers of rows to be normalised
 ):  # fmt: skip
-    """What the kernel of ``backward`` leaves where the weights' gradients are asked for."""
+    """What the kernel of ``backward`` leaves, but what is hidden."""
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     dtype: gl.constexpr = d_x.dtype
     s_n = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, C], d_x.layout)
     s_grad = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, C], d_x.layout)
-    s_dg = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, UNITS], d_hidden.layout)
-    s_dv = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, UNITS], d_hidden.layout)
-    s_h = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, UNITS], d_hidden.layout)
     s_pair = gl.allocate_shared_memory(dtype, [PAIRS, 2 * UNITS, C], PAIR)
     s_out = gl.allocate_shared_memory(dtype, [OUTS, C, UNITS], d_out.layout)
     full_n = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BAR)
@@ -242,16 +225,16 @@ def hopper_grad_rows_kernel(
     gl.warp_specialize(
         [
             (_gradients, (
-                gl.constexpr(0), d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out, full_n,
-                full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden,
-                stride_stats, AGAIN, PAIRS, OUTS, LINES,
+                gl.constexpr(0), d_x, d_grad, d_grad_x, d_normalised, p_norm_weight,
+                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_pair, s_out, full_n, full_grad,
+                full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats, PAIRS,
+                OUTS, LINES,
             )),
             (_gradients, (
-                gl.constexpr(1), d_x, d_grad, d_grad_x, d_normalised, d_hidden, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_dg, s_dv, s_h, s_pair, s_out, full_n,
-                full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden,
-                stride_stats, AGAIN, PAIRS, OUTS, LINES,
+                gl.constexpr(1), d_x, d_grad, d_grad_x, d_normalised, p_norm_weight,
+                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_pair, s_out, full_n, full_grad,
+                full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats, PAIRS,
+                OUTS, LINES,
             )),
             (fetch, (
                 d_gate, d_value, d_out, s_pair, s_out, full_pair, empty_pair, full_out,

@@ -118,8 +118,8 @@ def explained(
         found = config_of(kernel, problem, x.device, weight_gate.dtype)
         lines.append(f"{kernel}: {found.config} ({found.source})")
     if is_hopper(x.device):
-        for kernel, name in ((FORWARD, "forward"), (GRAD_ROWS, "backward by rows")):
-            not_there = hopper.why_not(problem, x, weight_gate.dtype, kernel)
+        for name, *kernels in (("forward", FORWARD), ("backward", GRAD_ROWS, GRAD_WEIGHTS)):
+            not_there = hopper.why_not(problem, x, weight_gate.dtype, *kernels)
             lines.append(f"transition.hopper: {name} {in_words(not_there)}")
     return tuple(lines)
 
@@ -161,28 +161,18 @@ class RowsPlan(NamedTuple):
     config: Config
     block: int  # rows of a program
     wave: int  # rows that the GPU takes at a time
-    own: bool = False  # by Hopper's own kernel
 
     @classmethod
-    def of(
-        cls, problem: Problem, device: torch.device, dtype: torch.dtype, own: bool = False
-    ) -> RowsPlan:
+    def of(cls, problem: Problem, device: torch.device, dtype: torch.dtype) -> RowsPlan:
         """The plan for all rows of a call."""
         config = config_of(GRAD_ROWS, problem, device, dtype).config
-        if own:
-            return cls(config, 2 * hopper.ROWS, hopper.GRAD_ROWS.wave(device), True)
         block = _fitted(config, problem)["BLOCK_M"]
         return cls(config, block, AT_A_TIME * multiprocessors(device) * block)
 
-    def sums(self, x: torch.Tensor, longest: int) -> torch.Tensor:
-        """What the programs leave for the norm's weight and bias: ``[programs, 2, C]``.
-
-        Hopper's add to it chunk by chunk, of which the longest comes first; the others leave one
-        for each block of all rows.
-        """
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """What the programs leave for the norm's weight and bias: ``[programs, 2, C]``."""
         rows, channels = x.shape
-        many = hopper.sums_of(longest, x.device) if self.own else cdiv(rows, self.block)
-        return x.new_empty((many, 2, channels), dtype=torch.float32)
+        return x.new_empty((cdiv(rows, self.block), 2, channels), dtype=torch.float32)
 
 
 class WeightsPlan(NamedTuple):
@@ -218,11 +208,6 @@ def launch_grad_rows(
         sums: of all rows of the call.
         first: which of them is the first here.
     """
-    if plan.own:
-        return hopper.launch_grad_rows(
-            x, norm_weight, norm_bias, gate, value, out, stats, grad,
-            grad_x, sums, normalised, hidden, first > 0,
-        )  # fmt: skip
     sums = None if sums is None else sums[first // plan.block :]
     launcher = _grad_rows(
         grad_rows_kernel, plan.config, Problem.of(x, gate), x.device,

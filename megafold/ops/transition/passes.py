@@ -211,18 +211,19 @@ def _fused_backward(
     problem, size = Problem.of(x, gate), gate.element_size()
     normalised = hidden = partial = None
     of_weights = any(asked[2:])
-    own = (
+    if (
         of_weights
         and grad_x is not None
-        and not hopper.why_not(problem, x, gate.dtype, launch.GRAD_ROWS)
+        and not hopper.why_not(problem, x, gate.dtype, launch.GRAD_ROWS, launch.GRAD_WEIGHTS)
         and readable(x, grad, gate, value, out)
-    )
-    plan = launch.RowsPlan.of(problem, x.device, gate.dtype, own)
+    ):
+        return _hopper_backward(x, parameters, stats, grad, grad_x, asked)
+    plan = launch.RowsPlan.of(problem, x.device, gate.dtype)
     # Without gradients of weights nothing is written but the results.
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
     spare = int(launch.SCRATCH_OF_X * x.numel() * size)
     parts = list(launch.chunks(problem.rows, per_row, spare, plan.wave))
-    sums = plan.sums(x, parts[0].stop) if any(asked[:2]) else None
+    sums = plan.sums(x) if any(asked[:2]) else None
     if of_weights:  # what is hidden of a chunk; each takes the place of the one before
         longest = parts[0].stop
         by_units = launch.WeightsPlan.of(problem, longest, x.device, gate.dtype)
@@ -243,6 +244,46 @@ def _fused_backward(
             right = of_x.to(gate.dtype) if of_normalised is None else of_normalised
             first = rows.start == 0
             launch.launch_grad_weights(by_units, of_hidden, right, of_grad, partial, first)
+    return _reduced(problem, parameters, partial, sums, asked)
+
+
+def _hopper_backward(
+    x: torch.Tensor,
+    parameters: Parameters,
+    stats: torch.Tensor | None,
+    grad: torch.Tensor,
+    grad_x: torch.Tensor,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """By Hopper's own kernels: what :func:`_fused_backward` does, where weights are asked for.
+
+    All rows at once, for what is hidden is computed twice and never in memory.
+    """
+    _, _, gate, value, out = parameters
+    problem = Problem.of(x, gate)
+    normalised = sums = None
+    if stats is not None:
+        normalised = gate.new_empty(x.shape)
+    if any(asked[:2]):
+        many = hopper.sums_of(problem.rows, x.device)
+        sums = x.new_empty((many, 2, problem.channels), dtype=torch.float32)
+    hopper.launch_grad_rows(x, *parameters, stats, grad, grad_x, sums, normalised)
+    splits = hopper.splits_of(problem.rows, problem.hidden, x.device)
+    shape = splits, 3 * problem.hidden, problem.channels
+    partial = x.new_empty(shape, dtype=torch.float32)
+    rows = x if normalised is None else normalised
+    hopper.launch_grad_weights(rows, grad, gate, value, out, partial)
+    return _reduced(problem, parameters, partial, sums, asked)
+
+
+def _reduced(
+    problem: Problem,
+    parameters: Parameters,
+    partial: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    asked: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """The gradients asked for of the parameters, from what kernels left of them."""
     found = [_empty(p) if one else None for p, one in zip(parameters, asked, strict=True)]
     if partial is not None or sums is not None:
         of_weight, of_bias, *of_products = found
