@@ -320,7 +320,8 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     fold = hopper_launch._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
     found = torch.empty(stats.shape[1:], device=HERE)
     beyond = torch.full((), 7, dtype=torch.int32, device=HERE)
-    hopper_launch._fold_keys(problem, dtype, HERE, launch.layout(spread))(spread, keys, beyond)
+    prepare = hopper_launch._prepare(problem, dtype, HERE, launch.layout(spread), None)
+    prepare(spread, keys, beyond, None, None)
     fold(out, grad, stats, queries, found, beyond)
     assert beyond == 0
     queries, left = columns_of(queries).split([problem.queries, -problem.queries % 4], dim=-2)
@@ -400,7 +401,9 @@ def test_a_bias_is_turned_and_scaled_in_full(turned, dtype):
         bias = bias.mT.contiguous().mT
     problem = launch.Problem.of(inputs["q"], inputs["k"], bias)
     found = torch.full(bias.mT.shape, float("nan"), device=HERE)
-    hopper_launch._turn_bias(problem, HERE, launch.layout(bias))(bias, found)
+    keys, beyond = torch.empty(1, 33, 64, dtype=torch.float16, device=HERE), bias.new_empty(())
+    prepare = hopper_launch._prepare(problem, torch.float16, HERE, None, launch.layout(bias))
+    prepare(None, keys, beyond.to(torch.int32), bias, found)
     assert torch.equal(found, bias.mT.float() * 1.4426950408889634)
 
 

@@ -137,28 +137,22 @@ def fold_queries_kernel(
 
 
 @triton.jit
-def fold_keys_kernel(
-    p_mask,  # bool [B, S, M], any strides, or None
-    p_beside,  # [B S or 1, M in fours, 64], written: 16 columns of each, see `_in_lines`
-    p_beyond,  # int32, set to 0
-    stride_mb, stride_ms, stride_mk, rows, keys,
-    UNIT: tl.constexpr,
-    LARGE: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _fold_keys(
+    i, p_mask, p_beside, p_beyond, stride_mb, stride_ms, stride_mk, rows, keys,
+    UNIT: tl.constexpr, LARGE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The columns beside BLOCK keys of one row; runs before those of the queries."""
+    """The columns beside BLOCK keys of one row."""
     blocks = tl.cdiv(keys, BLOCK)
-    i_row = tl.program_id(0) // blocks
-    o_k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_row = i // blocks
+    o_k = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
     o_n = o_k[:, None, None]
     o_c = _columns()
     m = o_n < keys
-    if tl.program_id(0) == 0:
+    if i == 0:
         tl.store(p_beyond, 0)
     b = tl.zeros([BLOCK, 2, 8], tl.float32)
-    for i in tl.static_range(3):
-        b = tl.where((o_c == i) & m, UNIT[i], b)
+    for part in tl.static_range(3):
+        b = tl.where((o_c == part) & m, UNIT[part], b)
     if HAS_MASK:
         p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
         b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
@@ -169,17 +163,15 @@ def fold_keys_kernel(
 
 
 @triton.jit
-def turn_bias_kernel(
-    p_bias,  # [B or 1, H, N, M], any strides
-    p_turned,  # fp32 [B or 1, H, M, N], written: times log2 e
-    stride_bb, stride_bh, stride_bq, stride_bk, heads, queries, keys,
-    BLOCK: tl.constexpr,
+def _turn_bias(
+    i, p_bias, p_turned, stride_bb, stride_bh, stride_bq, stride_bk, heads, queries, keys,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK keys by BLOCK queries of one head's bias, as the kernel for q, k and v reads it."""
-    blocks_q, blocks_k = tl.cdiv(queries, BLOCK), tl.cdiv(keys, BLOCK)
-    o_q = (tl.program_id(0) % blocks_q) * BLOCK + tl.arange(0, BLOCK)
-    rest = tl.program_id(0) // blocks_q
-    o_k = (rest % blocks_k) * BLOCK + tl.arange(0, BLOCK)
+    """TILE keys by TILE queries of one head's bias, as the kernel for q, k and v reads it."""
+    blocks_q, blocks_k = tl.cdiv(queries, TILE), tl.cdiv(keys, TILE)
+    o_q = (i % blocks_q) * TILE + tl.arange(0, TILE)
+    rest = i // blocks_q
+    o_k = (rest % blocks_k) * TILE + tl.arange(0, TILE)
     rest = rest // blocks_k
     p_bias += (rest // heads).to(tl.int64) * stride_bb + (rest % heads).to(tl.int64) * stride_bh
     o_bias = o_q[:, None].to(tl.int64) * stride_bq + o_k[None, :].to(tl.int64) * stride_bk
@@ -188,6 +180,37 @@ def turn_bias_kernel(
     p_turned += rest.to(tl.int64) * queries * keys
     o_turned = o_k[:, None].to(tl.int64) * queries + o_q[None, :]
     tl.store(p_turned + o_turned, tl.trans(b), mask=tl.trans(m))
+
+
+@triton.jit
+def prepare_kernel(
+    p_mask,  # bool [B, S, M], any strides, or None
+    p_beside,  # [B S or 1, M in fours, 64], written: 16 columns of each, see `_in_lines`
+    p_beyond,  # int32, set to 0
+    p_bias,  # [B or 1, H, N, M], any strides; or None: nothing to turn
+    p_turned,  # fp32 [B or 1, H, M, N], written: times log2 e
+    stride_mb, stride_ms, stride_mk,
+    stride_bb, stride_bh, stride_bq, stride_bk,
+    rows, heads, queries, keys,
+    of_keys,  # programs for columns; the others are for the bias
+    UNIT: tl.constexpr,
+    LARGE: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """What belongs to keys, and a bias that rows share; runs before :func:`fold_queries_kernel`."""
+    i = tl.program_id(0)
+    if i < of_keys:
+        _fold_keys(
+            i, p_mask, p_beside, p_beyond, stride_mb, stride_ms, stride_mk, rows, keys, UNIT,
+            LARGE, HAS_MASK, BLOCK,
+        )  # fmt: skip
+    elif p_bias is not None:
+        _turn_bias(
+            i - of_keys, p_bias, p_turned, stride_bb, stride_bh, stride_bq, stride_bk, heads,
+            queries, keys, TILE,
+        )  # fmt: skip
 
 
 @triton.jit

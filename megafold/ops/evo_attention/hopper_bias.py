@@ -69,12 +69,28 @@ def _fetch(
 
 
 @gluon.jit
+def _product(left, right, zero, USED: gl.constexpr):
+    """Begin ``left right^T`` over the channels that there are."""
+    FEWER: gl.constexpr = left.shape[1] != USED
+    if FEWER:
+        gl.static_assert(USED == 48)
+        first, second = left.slice(0, 32, 1), right.slice(0, 32, 1).permute((1, 0))
+        x = warpgroup_mma(first, second, zero, use_acc=False, is_async=True)
+        first, second = left.slice(32, 16, 1), right.slice(32, 16, 1).permute((1, 0))
+        x = warpgroup_mma(first, second, x, is_async=True)
+    else:
+        x = warpgroup_mma(left, right.permute((1, 0)), zero, use_acc=False, is_async=True)
+    return x
+
+
+@gluon.jit
 def _of_tile(
     g: gl.constexpr, p_bias, p_sum, stride_bq, stride_bk,
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_parts, s_bias, full, empty,
     i_tile, across, first, last, queries, keys, scale,
     AGAIN: gl.constexpr, GROUPS: gl.constexpr, BLOCKS: gl.constexpr, EACH: gl.constexpr,
-    WAITS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TILE: gl.constexpr,
+    WAITS: gl.constexpr, WIDTH: gl.constexpr, USED: gl.constexpr, STAGES: gl.constexpr,
+    TILE: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps, which has the gradient of 64 queries by EACH keys."""
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, EACH, 16])
@@ -105,11 +121,11 @@ def _of_tile(
         v = s_v.index(s * BLOCKS + block)._reinterpret(dtype, [EACH, WIDTH], KEYS)
         ke = s_beside_k.index(s * BLOCKS + block)._reinterpret(dtype, [EACH, 16], BESIDE)
         zero = gl.zeros([TILE, EACH], gl.float32, LOGITS)
-        x = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+        x = _product(q, k, zero, USED)
         x = warpgroup_mma(e, ke.permute((1, 0)), x, is_async=True)
-        dp = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+        dp = _product(do, v, zero, USED)
         dp = warpgroup_mma(e, s_parts.permute((1, 0)), dp, is_async=True)
-        x = warpgroup_mma_wait(2, deps=(x,))
+        x = warpgroup_mma_wait(2 if USED == WIDTH else 3, deps=(x,))
         if WAITS:
             held = s_bias.index(g).load(HELD)
             b_x = gl.convert_layout(_as_tile(held, TILE, EACH), LOGITS)
@@ -153,6 +169,7 @@ def hopper_bias_kernel(
     REGISTERS: gl.constexpr,  # of a thread of the groups but the first
     STAGES: gl.constexpr,
     WIDTH: gl.constexpr,
+    USED: gl.constexpr,  # of its channels: all, or 48 of 64
     TILE: gl.constexpr,
     UNIT: gl.constexpr,
 ):  # fmt: skip
@@ -206,12 +223,14 @@ def hopper_bias_kernel(
                 (_of_tile, (
                     gl.constexpr(0), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_parts, s_bias, full, empty, i_tile, across, first, last,
-                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, STAGES, TILE,
+                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, USED,
+                    STAGES, TILE,
                 )),
                 (_of_tile, (
                     gl.constexpr(1), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_parts, s_bias, full, empty, i_tile, across, first, last,
-                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, STAGES, TILE,
+                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, USED,
+                    STAGES, TILE,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, s_q, s_k, s_v, s_grad, s_beside,
@@ -228,17 +247,20 @@ def hopper_bias_kernel(
                 (_of_tile, (
                     gl.constexpr(0), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_parts, s_bias, full, empty, i_tile, across, first, last,
-                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, STAGES, TILE,
+                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, USED,
+                    STAGES, TILE,
                 )),
                 (_of_tile, (
                     gl.constexpr(1), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_parts, s_bias, full, empty, i_tile, across, first, last,
-                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, STAGES, TILE,
+                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, USED,
+                    STAGES, TILE,
                 )),
                 (_of_tile, (
                     gl.constexpr(2), p_bias, p_sums, stride_bq, stride_bk, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_parts, s_bias, full, empty, i_tile, across, first, last,
-                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, STAGES, TILE,
+                    queries, keys, scale, AGAIN, GROUPS, BLOCKS, EACH, WAITS, WIDTH, USED,
+                    STAGES, TILE,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, s_q, s_k, s_v, s_grad, s_beside,

@@ -14,9 +14,8 @@ from megafold.ops.evo_attention.folding import (
     COLUMNS,
     PARTS,
     add_ranges_kernel,
-    fold_keys_kernel,
     fold_queries_kernel,
-    turn_bias_kernel,
+    prepare_kernel,
 )
 from megafold.ops.evo_attention.hopper import (
     SIZES,
@@ -75,13 +74,14 @@ def backward(
     acc = torch.empty(
         (cdiv(problem.queries, TILE) * TILE, kept), dtype=torch.float32, device=device
     )
-    read = bias
+    given = turned = None
     if not plan.alone:
-        read = torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
+        given, turned = bias, torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
+    read = bias if turned is None else turned
     with on(device):
-        if not plan.alone:
-            _turn_bias(problem, device, layout(bias))(bias, read)
-        _fold_keys(problem, q.dtype, device, layout(mask))(mask, keys, beyond)
+        _prepare(problem, q.dtype, device, layout(mask), layout(given))(
+            mask, keys, beyond, given, turned
+        )
         _fold_queries(problem, q.dtype, device, scale, layout(grad))(
             out, grad, stats, queries, delta, beyond
         )
@@ -97,7 +97,7 @@ def backward(
             _add_ranges(problem, q.dtype, device, scale)(acc, grad_q)
         if plan.alone or grad_bias is None:
             return beyond, []
-        del acc, read
+        del acc, read, turned
         boxes = _boxes(width, q.dtype, SIZES[width].bias.each)
         d_k, d_v = (described(t, boxes.operand) for t in (k, v))
         operands = (d_q, d_grad, d_queries, d_k, d_v, described(keys, boxes.beside), bias, beyond)
@@ -240,23 +240,31 @@ def _fold_queries(
 
 
 @lru_cache(maxsize=1024)
-def _fold_keys(
-    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None
-) -> Launcher:
+def _prepare(
+    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None,
+    bias: Layout | None,
+) -> Launcher:  # fmt: skip
     rows = 1 if mask is None else problem.total_rows
-    strides = (0, 0, 0) if mask is None else mask[0]
-    constants = {**_folding(dtype), "HAS_MASK": mask is not None, "BLOCK": FOLD_KEYS}
-    programs = rows * cdiv(problem.keys, FOLD_KEYS)
-    numbers = (*strides, problem.rows, problem.keys)
-    return Launcher(fold_keys_kernel, programs, numbers, constants, {"num_warps": 4})
-
-
-@lru_cache(maxsize=1024)
-def _turn_bias(problem: Any, device: torch.device, bias: Layout) -> Launcher:
-    programs = problem.biases * problem.heads
-    programs *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
-    numbers = (*bias[0], problem.heads, problem.queries, problem.keys)
-    return Launcher(turn_bias_kernel, programs, numbers, {"BLOCK": TILE}, {"num_warps": 4})
+    of_keys, tiles = rows * cdiv(problem.keys, FOLD_KEYS), 0
+    if bias is not None:
+        tiles = problem.biases * problem.heads
+        tiles *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
+    numbers = (
+        *((0, 0, 0) if mask is None else mask[0]),
+        *((0, 0, 0, 0) if bias is None else bias[0]),
+        problem.rows,
+        problem.heads,
+        problem.queries,
+        problem.keys,
+        of_keys,
+    )
+    constants = {
+        **_folding(dtype),
+        "HAS_MASK": mask is not None,
+        "BLOCK": FOLD_KEYS,
+        "TILE": TILE,
+    }
+    return Launcher(prepare_kernel, of_keys + tiles, numbers, constants, {"num_warps": 4})
 
 
 @lru_cache(maxsize=1024)
@@ -382,6 +390,7 @@ def _of_bias(
         "REGISTERS": sizes.registers,
         "STAGES": sizes.stages,
         "WIDTH": width,
+        "USED": 48 if 32 < problem.width <= 48 else width,
         "TILE": TILE,
         "UNIT": tuple(PARTS[dtype][:3]),
     }

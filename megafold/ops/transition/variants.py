@@ -85,7 +85,7 @@ def variant(entry: Entry) -> KernelVariant:
             launch.launch_forward(x, *parameters, *weights, y, stats, 1e-5)
         elif entry.kernel == launch.GRAD_ROWS:
             plan = launch.RowsPlan.of(problem, *of)
-            written = (x, plan.sums(x, rows), normalised, grad_hidden)
+            written = (x, plan.sums(x), normalised, grad_hidden)
             launch.launch_grad_rows(plan, x, *parameters, *weights, stats, y, *written, 0)
         else:
             plan = launch.WeightsPlan.of(problem, rows, *of)
