@@ -201,7 +201,7 @@ def _walk(
     s_q, s_k, s_v, s_grad, s_beside, s_beside_k, s_bias, s_logits,
     full, empty, empty_keys, full_logits, empty_logits, s, in_s, j, in_j, b,
     i_row, i_head, i_walk, heads, queries, keys, blocks_q, scale,
-    ALONE: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    ALONE: gl.constexpr, GROUPS: gl.constexpr, WIDTH: gl.constexpr, USED: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
@@ -226,8 +226,16 @@ def _walk(
     )
     b_c = b_c.to(dtype)
     i_s = b * GROUPS + g
-    b_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
-    b_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS).load(LEFT)
+    t_k = s_k.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS)
+    t_v = s_v.index(i_s)._reinterpret(dtype, [TILE, WIDTH], MIXED_KEYS)
+    FEWER: gl.constexpr = USED < WIDTH  # products over 48 channels of 64: in two parts
+    FIRST: gl.constexpr = 32 if FEWER else WIDTH
+    b_k = t_k.slice(0, FIRST, 1).load(LEFT)
+    b_v = t_v.slice(0, FIRST, 1).load(LEFT)
+    if FEWER:
+        gl.static_assert(USED == 48)
+        b_k_rest = t_k.slice(32, 16, 1).load(LEFT)
+        b_v_rest = t_v.slice(32, 16, 1).load(LEFT)
     b_ke = s_beside_k.index(i_s)._reinterpret(dtype, [TILE, 16], MIXED_COLUMNS).load(LEFT)
     tma.store_wait(0)  # of the walk before, from what logits go through next
     dk = gl.zeros([TILE, WIDTH], gl.float32, ACC)
@@ -244,16 +252,21 @@ def _walk(
             do = t_do.slice(h * SLICE, SLICE)
             e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
             zero = gl.zeros([TILE, SLICE], gl.float32, LOGITS)
-            x = warpgroup_mma(b_k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
+            first, of_first = q.slice(0, FIRST, 1).permute((1, 0)), do.slice(0, FIRST, 1).permute((1, 0))
+            x = warpgroup_mma(b_k, first, zero, use_acc=False, is_async=True)
+            if FEWER:
+                x = warpgroup_mma(b_k_rest, q.slice(32, 16, 1).permute((1, 0)), x, is_async=True)
             x = warpgroup_mma(b_ke, e, x, is_async=True)
-            dp = warpgroup_mma(b_v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+            dp = warpgroup_mma(b_v, of_first, zero, use_acc=False, is_async=True)
+            if FEWER:
+                dp = warpgroup_mma(b_v_rest, do.slice(32, 16, 1).permute((1, 0)), dp, is_async=True)
             dp = warpgroup_mma(b_c, e, dp, is_async=True)
             if ALONE:
                 bias = t_bias.permute((1, 0)).slice(h * SLICE, SLICE, 1).load(LOGITS)
                 bias = bias * LOG2E
             else:
                 bias = t_bias.slice(h * SLICE, SLICE, 1).load(LOGITS)
-            x = warpgroup_mma_wait(2, deps=(x,))
+            x = warpgroup_mma_wait(3 if FEWER else 2, deps=(x,))
             p_w = gl.exp2(x * factor + bias)
             w = gl.convert_layout(p_w.to(dtype), LEFT_ACC)
             dv = warpgroup_mma(w, do, dv, is_async=True)
