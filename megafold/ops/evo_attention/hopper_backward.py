@@ -252,12 +252,13 @@ def _walk(
             do = t_do.slice(h * SLICE, SLICE)
             e = t_e.slice(h * SLICE, SLICE).permute((1, 0))
             zero = gl.zeros([TILE, SLICE], gl.float32, LOGITS)
-            first, of_first = q.slice(0, FIRST, 1).permute((1, 0)), do.slice(0, FIRST, 1).permute((1, 0))
+            first = q.slice(0, FIRST, 1).permute((1, 0))
             x = warpgroup_mma(b_k, first, zero, use_acc=False, is_async=True)
             if FEWER:
                 x = warpgroup_mma(b_k_rest, q.slice(32, 16, 1).permute((1, 0)), x, is_async=True)
             x = warpgroup_mma(b_ke, e, x, is_async=True)
-            dp = warpgroup_mma(b_v, of_first, zero, use_acc=False, is_async=True)
+            first = do.slice(0, FIRST, 1).permute((1, 0))
+            dp = warpgroup_mma(b_v, first, zero, use_acc=False, is_async=True)
             if FEWER:
                 dp = warpgroup_mma(b_v_rest, do.slice(32, 16, 1).permute((1, 0)), dp, is_async=True)
             dp = warpgroup_mma(b_c, e, dp, is_async=True)
@@ -338,7 +339,7 @@ def _of_keys(
     full, empty, full_keys, empty_keys, full_logits, empty_logits,
     items, rows, heads, at_once, queries, keys, blocks_q, walks, walks_each, scale,
     ALONE: gl.constexpr, TOGETHER: gl.constexpr, SPLIT: gl.constexpr, PARTIAL: gl.constexpr,
-    GROUPS: gl.constexpr, WIDTH: gl.constexpr,
+    GROUPS: gl.constexpr, WIDTH: gl.constexpr, USED: gl.constexpr,
     STAGES: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr, TILE: gl.constexpr,
     UNIT: gl.constexpr, KEYS: gl.constexpr, MIXED_KEYS: gl.constexpr,
     MIXED_COLUMNS: gl.constexpr, MIXED_BIAS: gl.constexpr, MIXED_LOGITS: gl.constexpr,
@@ -363,7 +364,7 @@ def _of_keys(
                     g, d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad, s_beside, s_beside_k,
                     s_bias, s_logits, full, empty, empty_keys, full_logits, empty_logits,
                     s, in_s, j, in_j, b, i_row, i_head, i_walk, heads, queries, keys, blocks_q,
-                    scale, ALONE, GROUPS, WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
+                    scale, ALONE, GROUPS, WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS,
                     MIXED_KEYS, MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )  # fmt: skip
             b, in_b = following(b, in_b, 2)
@@ -400,6 +401,7 @@ def hopper_backward_kernel(
     SLICES: gl.constexpr,
     REGISTERS: gl.constexpr,  # of a thread that has keys
     WIDTH: gl.constexpr,  # D to the next power of two
+    USED: gl.constexpr,  # of its channels: all, or 48 of 64
     SLICE: gl.constexpr,
     TILE: gl.constexpr,
     UNIT: gl.constexpr,  # see `folding.Parts`
@@ -447,16 +449,16 @@ def hopper_backward_kernel(
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
                     blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
-                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
-                    MIXED_BIAS, MIXED_LOGITS,
+                    WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
+                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
                     blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
-                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
-                    MIXED_BIAS, MIXED_LOGITS,
+                    WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
+                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,
@@ -481,24 +483,24 @@ def hopper_backward_kernel(
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
                     blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
-                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
-                    MIXED_BIAS, MIXED_LOGITS,
+                    WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
+                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(1), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
                     blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
-                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
-                    MIXED_BIAS, MIXED_LOGITS,
+                    WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
+                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_of_keys, (
                     gl.constexpr(2), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
                     s_beside, s_beside_k, s_bias, s_logits, full, empty, full_keys, empty_keys,
                     full_logits, empty_logits, items, rows, heads, at_once, queries, keys,
                     blocks_q, walks, walks_each, scale, ALONE, TOGETHER, SPLIT, PARTIAL, GROUPS,
-                    WIDTH, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS, MIXED_COLUMNS,
-                    MIXED_BIAS, MIXED_LOGITS,
+                    WIDTH, USED, STAGES, SLICES, SLICE, TILE, UNIT, KEYS, MIXED_KEYS,
+                    MIXED_COLUMNS, MIXED_BIAS, MIXED_LOGITS,
                 )),
                 (_fetch, (
                     d_q, d_k, d_v, d_grad, d_beside, d_beside_k, d_bias, s_q, s_k, s_v, s_grad,

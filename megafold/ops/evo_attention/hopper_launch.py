@@ -214,6 +214,11 @@ def _tile(rows: int, columns: int, bits: int) -> Any:
     return gl.SharedLinearLayout([*bases, *([0, 1 << i] for i in wide)])
 
 
+def _used(problem: Any) -> int:
+    """Channels of a padded head that products are over: 48 where that is enough."""
+    return 48 if 32 < problem.width <= 48 else width_of(problem)
+
+
 def _folding(dtype: torch.dtype) -> dict[str, Any]:
     parts = PARTS[dtype]
     return {"UNIT": tuple(parts[:3]), "LARGE": parts.large}
@@ -335,6 +340,7 @@ def _of_all(
         "SLICES": blocks.slices,
         "REGISTERS": blocks.registers,
         "WIDTH": width,
+        "USED": _used(problem),
         "SLICE": TILE // blocks.slices,
         "TILE": TILE,
         "UNIT": tuple(PARTS[dtype][:3]),
@@ -390,7 +396,7 @@ def _of_bias(
         "REGISTERS": sizes.registers,
         "STAGES": sizes.stages,
         "WIDTH": width,
-        "USED": 48 if 32 < problem.width <= 48 else width,
+        "USED": _used(problem),
         "TILE": TILE,
         "UNIT": tuple(PARTS[dtype][:3]),
     }
