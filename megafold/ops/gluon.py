@@ -20,6 +20,26 @@ def following(i, phase, COUNT: gl.constexpr):
 
 
 @gluon.jit
+def as_held(x):
+    """The numbers of an accumulator ``[rows, columns]`` so that what a thread holds lies together.
+
+    By eight columns, warps of 16 rows and threads, each with two rows and two columns: so
+    a warp reads and writes whole lines, 16 bytes a thread.
+    """
+    TILE: gl.constexpr = x.shape[0]
+    WIDTH: gl.constexpr = x.shape[1]
+    x = gl.reshape(x, (TILE // 16, 2, 8, WIDTH // 8, 4, 2))
+    return gl.reshape(gl.permute(x, (3, 0, 2, 4, 1, 5)), (TILE * WIDTH,))
+
+
+@gluon.jit
+def as_tile(x, TILE: gl.constexpr, WIDTH: gl.constexpr):
+    """What :func:`as_held` has put in order, as a tile again."""
+    x = gl.reshape(x, (WIDTH // 8, TILE // 16, 8, 4, 2, 2))
+    return gl.reshape(gl.permute(x, (1, 4, 2, 0, 3, 5)), (TILE, WIDTH))
+
+
+@gluon.jit
 def halves(pair):
     """Gate and value of a block, of what one product gave."""
     rows: gl.constexpr = pair.shape[0]

@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.gluon import following
+from megafold.ops.gluon import as_held, as_tile, following
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -109,26 +109,6 @@ def _fetch(
 
 
 @gluon.jit
-def _as_held(x):
-    """The numbers of a tile ``[queries, channels]`` so that what a thread holds lies together.
-
-    By eight channels, warps of 16 queries and threads, each with two queries and two channels: so
-    a warp reads and writes whole lines, 16 bytes a thread.
-    """
-    TILE: gl.constexpr = x.shape[0]
-    WIDTH: gl.constexpr = x.shape[1]
-    x = gl.reshape(x, (TILE // 16, 2, 8, WIDTH // 8, 4, 2))
-    return gl.reshape(gl.permute(x, (3, 0, 2, 4, 1, 5)), (TILE * WIDTH,))
-
-
-@gluon.jit
-def _as_tile(x, TILE: gl.constexpr, WIDTH: gl.constexpr):
-    """What :func:`_as_held` has put in order, as a tile again."""
-    x = gl.reshape(x, (WIDTH // 8, TILE // 16, 8, 4, 2, 2))
-    return gl.reshape(gl.permute(x, (1, 4, 2, 0, 3, 5)), (TILE, WIDTH))
-
-
-@gluon.jit
 def _leave(p_grad_q, grad, i_out, i_q, queries, heads, width):
     """Store the gradient of a tile of queries of one head, which begins at ``i_q``."""
     o_q = gl.arange(0, grad.shape[0], gl.SliceLayout(1, grad.type.layout))
@@ -149,7 +129,7 @@ def _of_queries(
     """The group that adds up the gradient of q."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, WIDTH, 16])
     dtype: gl.constexpr = s_k.dtype
-    HELD: gl.constexpr = _as_held(gl.zeros([TILE, WIDTH], gl.float32, ACC)).type.layout
+    HELD: gl.constexpr = as_held(gl.zeros([TILE, WIDTH], gl.float32, ACC)).type.layout
     o_sum = gl.arange(0, TILE * WIDTH, HELD)
     tile = TILE * width  # without what fills up the width, which comes last
     p_item = p_sums + gl.program_id(0).to(gl.int64) * (blocks_q * tile)
@@ -177,14 +157,14 @@ def _of_queries(
                     acc = warpgroup_mma(ds, k, acc, use_acc=g > 0, is_async=True)
                 acc = warpgroup_mma_wait(0, deps=(acc,))
                 mbarrier.arrive(empty_logits.index(j))
-                total = _as_held(acc)
+                total = as_held(acc)
                 if AGAIN:
                     total += before
                 if SPLIT:
                     gl.store(p_sum, total, mask=o_sum < tile)
                 elif AGAIN:
                     if i_walk == walks - 1:
-                        acc = gl.convert_layout(_as_tile(total, TILE, WIDTH), ACC)
+                        acc = gl.convert_layout(as_tile(total, TILE, WIDTH), ACC)
                         _leave(p_grad_q, acc * scale, i_out, i * TILE, queries, heads, width)
                     else:
                         gl.store(p_sum, total, mask=o_sum < tile)
@@ -381,7 +361,7 @@ def hopper_backward_kernel(
     p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
     p_grad_q,  # [B, S, N, H, D], contiguous, written
     p_grad_bias,  # fp32 [B S, H, N, M], written where ALONE; else not used
-    p_sums,  # fp32 [programs, or SPLIT: items; N in tiles; 64 D as in `_as_held`], written
+    p_sums,  # fp32 [programs, or SPLIT: items; N in tiles; 64 D as in `as_held`], written
     items,  # B S H, times the ranges of keys
     rows,  # B S
     heads,

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megafold.ops.evo_attention.hopper_backward import _as_held, _as_tile
+from megafold.ops.gluon import as_held, as_tile
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -96,7 +96,7 @@ def _of_tile(
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, EACH, 16])
     KEYS: gl.constexpr = gl.NVMMASharedLayout(WIDTH * 2, 16, rank=2)
     BESIDE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
-    HELD: gl.constexpr = _as_held(gl.zeros([TILE, EACH], gl.float32, LOGITS)).type.layout
+    HELD: gl.constexpr = as_held(gl.zeros([TILE, EACH], gl.float32, LOGITS)).type.layout
     dtype: gl.constexpr = s_k.dtype
     block = (i_tile + g) // across - i_tile // across
     i_q = (i_tile + g) % across * TILE
@@ -108,7 +108,7 @@ def _of_tile(
     o_bias = o_q[:, None] * stride_bq + o_k[None, :] * stride_bk
     bias = gl.load(p_bias + o_bias, mask=m, other=0.0).to(gl.float32) * LOG2E
     if WAITS:  # as threads hold it: each reads what it wrote
-        s_bias.index(g).store(gl.convert_layout(_as_held(bias), HELD))
+        s_bias.index(g).store(gl.convert_layout(as_held(bias), HELD))
     factor = scale * LOG2E
     total = gl.zeros([TILE, EACH], gl.float32, LOGITS)
     for step in range(0, last - first):
@@ -128,7 +128,7 @@ def _of_tile(
         x = warpgroup_mma_wait(2 if USED == WIDTH else 3, deps=(x,))
         if WAITS:
             held = s_bias.index(g).load(HELD)
-            b_x = gl.convert_layout(_as_tile(held, TILE, EACH), LOGITS)
+            b_x = gl.convert_layout(as_tile(held, TILE, EACH), LOGITS)
         else:
             b_x = bias
         w = gl.exp2(x * factor + b_x)
