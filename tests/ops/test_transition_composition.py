@@ -436,7 +436,8 @@ def test_every_kernel_is_among_those_compiled_ahead_of_time():
     names = {variant.name.split()[0] for variant in variants()}
     both = {f"transition.{name}_{way}" for name in BETWEEN for way in ("forward", "backward")}
     sums = {f"transition.{way}_gradients" for way in ("reduce", "split")}
-    own = {"transition.hopper_forward", "transition.hopper_grad_rows"} if has_gluon() else set()
+    hoppers = {f"transition.hopper_{name}" for name in ("forward", "grad_rows", "grad_weights")}
+    own = hoppers if has_gluon() else set()
     assert names == {*launch.KERNELS, *sums, *both, "transition.gate_rows_backward", *own}
     for variant in variants():
         assert list(variant.signature) == variant.kernel.arg_names
