@@ -53,9 +53,9 @@ class OfBias(NamedTuple):
 
     groups: int  # of 64 queries
     each: int  # keys of a group
-    stages: int
-    maxnreg: int
-    registers: int
+    stages: int  # rows that are fetched ahead
+    maxnreg: int  # registers of a thread at the start
+    registers: int  # of a thread of the groups but the first
 
 
 class Sizes(NamedTuple):

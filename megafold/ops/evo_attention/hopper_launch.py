@@ -163,8 +163,12 @@ def _parts(problem: Any, device: torch.device) -> tuple[Part, ...]:
         parts = (Part(first, heads, cdiv(problem.rows_per_bias, n), n) for n in sorted(rows))
         return min(parts, key=time)
 
-    firsts = range(problem.heads if problem.biases == 1 else 1)
-    parts = [(*((Part(0, n, 1, problem.rows_per_bias),) if n else ()), split(n)) for n in firsts]
+    # As many heads as fill all multiprocessors once, twice and so on; or none.
+    turns = (cdiv(shares * problem.heads, most) if problem.biases == 1 else 1) - 1
+    firsts = {turn * most // shares for turn in range(turns + 1)}
+    parts = [
+        (*((Part(0, n, 1, problem.rows_per_bias),) if n else ()), split(n)) for n in sorted(firsts)
+    ]
     return min(parts, key=lambda both: sum(map(time, both)) * (SPLIT if len(both) > 1 else 1.0))
 
 
