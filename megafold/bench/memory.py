@@ -81,6 +81,19 @@ def _peak_bytes_gpu(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def recorded_bytes(device: torch.device | str) -> int:
+    """Bytes that CUDA graphs have to themselves on a GPU, in use or not; 0 elsewhere."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
+
+
 @dataclass(frozen=True)
 class SavedTensor:
     """One block of memory that autograd keeps for the backward pass."""

@@ -28,7 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--captured",
         action="store_true",
-        help="keep what blocks compute, not compute it again, and replay steps as CUDA graphs",
+        help="replay steps as CUDA graphs",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep what blocks compute for the backward pass, where it would be computed again",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="per measurement (default: 3)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -67,7 +72,7 @@ def _bench_step(args: argparse.Namespace) -> int:
             gc.collect()  # what the last model and its recordings held
             try:
                 (cost,) = step_costs(
-                    [crop], args.model, device, checkpointing=not args.captured,
+                    [crop], args.model, device, checkpointing=not args.keep,
                     captured=args.captured, implementation=implementation,
                     bfloat16=dtype == "bfloat16", seconds=args.seconds, around=around,
                 )  # fmt: skip

@@ -10,26 +10,24 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megafold import ops
+from megafold.model.dropout import repeating
 
 
 def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """Call ``function``, and again in the backward pass: its activations are not kept.
 
     The second call has the operators' implementation of the first one, wherever the backward
-    pass begins.
+    pass begins, and dropout's masks. Other draws of it are the same, too, but where a CUDA graph
+    is recorded, which has no way to draw numbers twice.
     """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a captured training step keeps its activations: "
-            "set checkpointing=False in the model's configuration"
-        )
-    backend = ops.backend()
+    backend, masks = ops.backend(), []
+    recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
     def call(*args: Any) -> Any:
-        with ops.use(backend):
+        with ops.use(backend), repeating(masks):
             return function(*args)
 
-    return checkpoint(call, *args, use_reentrant=False)
+    return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=not recording)
 
 
 class Blocks(nn.ModuleList):

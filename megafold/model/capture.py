@@ -11,9 +11,9 @@ replays it from then on: a few launches in place of thousands, with autograd aro
             loss = training_loss(model, batch, generator=generator).total
             loss.backward()
 
-What it costs is memory: the activations of a recorded forward pass stay where they are, so that
-nothing may be recomputed in the backward pass (``checkpointing`` of the configuration is off).
-There is one set of them: each call has one backward pass, and that before the next call.
+What it costs is memory: each recording has its own, for the activations that its forward pass
+leaves to the backward pass (few of them with ``checkpointing``) and for what comes and goes. There
+is one set of activations: each call has one backward pass, and that before the next call.
 
 Single modules and a whole model are held to calls, in fp32 and bf16, by
 ``tests/model/test_capture.py``, which has passed on an H100 and an H200.
@@ -41,8 +41,9 @@ def captured(function: Callable[..., Any], *inputs: Any) -> Any:
 
     Args:
         function: a module, or a method of one, whose parameters it uses; it waits for nothing and
-            draws random numbers from torch's own generator of the device only. It returns
-            tensors as it takes them.
+            draws random numbers from torch's own generator of the device only, and those of
+            blocks that are recomputed by ``megafold.model.dropout`` only. It returns tensors as
+            it takes them.
         inputs: tensors, and tuples and dataclasses with tensors in them.
     """
     steps = _steps.get()

@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
-from megafold.model.primitives import LayerNormLinear, Transition, dropout_shared, linear
+from megafold.model.dropout import dropout_shared
+from megafold.model.primitives import LayerNormLinear, Transition, linear
 from megafold.model.triangle import PairStack
 
 if TYPE_CHECKING:

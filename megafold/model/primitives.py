@@ -1,5 +1,5 @@
 """Layers that every block is made of: linear layers with AlphaFold's initialisation,
-transitions, adaptive LayerNorm, shared dropout.
+transitions, adaptive LayerNorm.
 
 Shape letters: S noised copies, N tokens or atoms, C channels.
 
@@ -36,30 +36,6 @@ def linear(c_in: int, c_out: int, *, bias: bool = False, init: Init = "default")
         if bias:
             layer.bias.zero_()
     return layer
-
-
-def dropout_shared(x: torch.Tensor, rate: float, dim: int, training: bool) -> torch.Tensor:
-    """Dropout whose mask is the same all along ``dim`` (row- and column-wise dropout)."""
-    if not training or rate == 0.0:
-        return x
-    return x * shared_mask(x, rate, dim)
-
-
-def shared_mask(x: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
-    """What dropout multiplies x by, 1 along ``dim``; drawn by torch's own generator."""
-    shape = list(x.shape)
-    shape[dim] = 1
-    keep = torch.rand(shape, device=x.device) >= rate
-    return keep.to(x.dtype) / (1.0 - rate)
-
-
-def add_dropped(
-    x: torch.Tensor, update: torch.Tensor, rate: float, dim: int, training: bool
-) -> torch.Tensor:
-    """``x`` and its update behind dropout shared along ``dim``, in one pass over both."""
-    if not training or rate == 0.0:
-        return x + update
-    return torch.addcmul(x, update, shared_mask(update, rate, dim))
 
 
 class Transition(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from megafold import ops
-from megafold.model.primitives import Transition, add_dropped, linear
+from megafold.model.dropout import add_dropped
+from megafold.model.primitives import Transition, linear
 
 # Rows of a projection that is cut into parts are multiples of this: the kernels read a part 16
 # bytes at a time where each of its rows begins at such an address, else number by number.

@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import one_hot
 
 from megafold.model.attention import AttentionPairBias
+from megafold.model.blocks import recomputed
+from megafold.model.dropout import add_dropped, dropout_shared, repeating, shared_mask
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
 from megafold.model.msa import OuterProductMean, PairWeightedAveraging
-from megafold.model.primitives import add_dropped, dropout_shared
 from megafold.model.triangle import TriangleAttention
 from megafold.model.windows import AtomWindows
 from tests.model.seeds import seeded
@@ -168,6 +169,43 @@ def test_an_update_is_added_behind_the_same_dropout(dim):
         torch.testing.assert_close(found, x + dropout_shared(update, 0.25, dim, training))
         added[training] = found
     assert not torch.equal(added[True], added[False])
+
+
+def test_dropout_is_drawn_once_where_a_call_is_repeated():
+    x, inner, outer = torch.ones(40, 3), [], []
+
+    def call():
+        found = [shared_mask(x, 0.5, 1)]
+        with repeating(inner_of[-1]):
+            found.append(shared_mask(x, 0.5, 1))
+        return torch.cat(found)
+
+    inner_of = [inner]
+    with repeating(outer):
+        first = call()
+    inner_of.append([])  # what is repeated within is a new call
+    with repeating(outer):
+        assert torch.equal(call(), first)
+    assert torch.equal(torch.cat(outer), first)
+    assert torch.equal(inner[0], outer[1])
+    assert not torch.equal(call(), first)
+
+
+def test_a_recomputed_block_has_the_gradient_of_its_own_dropout():
+    x = torch.linspace(0.1, 1.0, 60).view(20, 3).requires_grad_()
+    calls = []
+
+    def block(x):
+        calls.append(1)
+        torch.rand(len(calls))  # as many other numbers are drawn each time
+        return dropout_shared(x.sin(), 0.5, 1, training=True)
+
+    out = recomputed(block, x)
+    torch.manual_seed(1)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(grad, (out / x.sin() * x.cos()).detach())
+    assert len(calls) == 2
+    assert 0 < (grad == 0).sum() < grad.numel()
 
 
 def test_the_order_of_alignment_rows_does_not_matter(model, batch):

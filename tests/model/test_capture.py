@@ -12,6 +12,7 @@ from torch import nn
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
 from megafold.model.capture import CapturedSteps, _Recording, captured
+from megafold.model.dropout import dropout_shared
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
 
@@ -155,9 +156,10 @@ def test_a_replay_has_one_backward_pass_and_that_before_the_next():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_a_model_learns_the_same_captured(batch, half):
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_a_model_learns_the_same_captured(batch, half, checkpointing):
     config = dataclasses.replace(
-        CONFIGS["tiny"], checkpointing=False, pair_dropout=0.0, msa_dropout=0.0
+        CONFIGS["tiny"], checkpointing=checkpointing, pair_dropout=0.0, msa_dropout=0.0
     )
 
     def losses(is_captured):
@@ -186,16 +188,25 @@ def test_a_model_learns_the_same_captured(batch, half):
 
 
 @pytest.mark.gpu
-def test_what_is_captured_keeps_its_activations():
+def test_a_recomputed_block_has_the_gradient_of_its_own_dropout_in_each_replay():
     class Recomputing(nn.Module):
         def forward(self, x):
-            return recomputed(torch.sin, x)
+            for _ in range(2):
+                x = recomputed(lambda x: dropout_shared(x.sin(), 0.5, 1, training=True), x)
+            return x, x.detach()
 
-    module, x = Recomputing(), torch.ones(3, device="cuda", requires_grad=True)
+    module, zeros = Recomputing(), set()
     with CapturedSteps():
-        captured(module, x)
-        with pytest.raises(RuntimeError, match="checkpointing=False"):
-            captured(module, x)
+        for _ in range(6):
+            x = torch.rand(64, 3, device="cuda").requires_grad_()
+            (out, _), inner = captured(module, x), x.sin()
+            # Both masks at once: what is left of a row has gone through two factors of 2.
+            (grad,) = torch.autograd.grad(out.sum(), x)
+            there = (out != 0).any(1, keepdim=True)
+            expected = there * 4 * (2 * inner).cos() * x.cos()
+            torch.testing.assert_close(grad, expected.detach())
+            zeros.add(tuple(there.flatten().tolist()))
+    assert len(zeros) == 6  # each turn has draws of its own
 
 
 def test_a_trainer_on_the_cpu_captures_nothing_and_learns(batch):

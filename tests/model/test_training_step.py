@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from megafold.model import CONFIGS, AlphaFold3, losses, primitives, training_loss
+from megafold.model import CONFIGS, AlphaFold3, dropout, losses, training_loss
 from tests.model.seeds import seeded
 
 
@@ -60,7 +60,7 @@ def test_dropout_has_the_rates_and_axes_of_the_supplement(model, batch, monkeypa
         made.append((rate, dim, x.dim()))
         return torch.ones(())
 
-    monkeypatch.setattr(primitives, "shared_mask", mask)
+    monkeypatch.setattr(dropout, "shared_mask", mask)
     model.train()
     stack = [(0.25, 0, 3), (0.25, 0, 3), (0.25, 0, 3), (0.25, 1, 3)]  # rows, then columns
     pair_mask = batch.token_mask[:, None] & batch.token_mask
