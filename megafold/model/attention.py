@@ -48,27 +48,34 @@ class AttentionPairBias(nn.Module):
         mask: torch.Tensor,
         s: torch.Tensor | None = None,
         windows: AtomWindows | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """a ``[S, N, c_a]``, mask ``[N]`` bool, s ``[S or 1, N, c_s]``; returns as ``a``.
 
-        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``.
+        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``; ``bias`` is
+        what :meth:`bias_of` gives for it, where that is known already.
         """
         q, k, v, g = self._project(a, s)
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
-        bias = self.pair_bias(pair)
+        bias = self.bias_of(pair) if bias is None else bias
         # One operator serves both: all tokens are a single window, [1, S, N, H, D].
         if windows is None:
             q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
-            bias, key_mask = bias.unsqueeze(0), mask[None, None]
+            key_mask = mask[None, None]
         else:
             q, k, v = windows.queries(q), windows.keys(k), windows.keys(v)
             key_mask = windows.key_mask[:, None]
-        out = ops.evo_attention(q, k, v, key_mask, bias.permute(0, 3, 1, 2))
+        out = ops.evo_attention(q, k, v, key_mask, bias)
         out = out.squeeze(0) if windows is None else windows.merge(out)
         out = self.linear_out(torch.sigmoid(g) * out.flatten(-2))
         if self.conditioned:
             out = torch.sigmoid(self.linear_scale(s)) * out
         return out
+
+    def bias_of(self, pair: torch.Tensor) -> torch.Tensor:
+        """What the logits carry: ``[1, H, N, N]``, or ``[W, H, 32, 128]`` of windows."""
+        bias = self.pair_bias(pair)
+        return (bias if bias.dim() == 4 else bias.unsqueeze(0)).permute(0, 3, 1, 2)
 
     def _project(self, a: torch.Tensor, s: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values and the gate before its sigmoid, each ``[S, N, c_a]``."""

@@ -6,7 +6,7 @@ Shape letters: S noised copies, N tokens, A atoms.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +48,8 @@ class DiffusionConditioning:
     s: torch.Tensor  # [N, c_s]
     z: torch.Tensor  # [N, N, c_z]
     atoms: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    # Of the attention of each block, [1, H, N, N], where they are computed before many steps.
+    biases: tuple[torch.Tensor, ...] = ()
 
 
 class FourierEmbedding(nn.Module):
@@ -66,8 +68,8 @@ class FourierEmbedding(nn.Module):
 class DiffusionTransformerBlock(nn.Module):
     """One block of Algorithm 23.
 
-    a ``[S, N, c_token]``, s ``[S, N, c_s]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool;
-    returns the updated a.
+    a ``[S, N, c_token]``, s ``[S, N, c_s]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool, bias what
+    the attention makes of z, if that is known; returns the updated a.
 
     The supplement prints the second update without the residual of ``a``; the published
     code adds both in sequence, and so do we.
@@ -81,9 +83,14 @@ class DiffusionTransformerBlock(nn.Module):
         self.transition = ConditionedTransition(config.c_token, config.c_s)
 
     def forward(
-        self, a: torch.Tensor, s: torch.Tensor, z: torch.Tensor, token_mask: torch.Tensor
+        self,
+        a: torch.Tensor,
+        s: torch.Tensor,
+        z: torch.Tensor,
+        token_mask: torch.Tensor,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        a = a + self.attention_pair_bias(a, z, token_mask, s)
+        a = a + self.attention_pair_bias(a, z, token_mask, s, bias=bias)
         return a + self.transition(a, s)
 
 
@@ -124,6 +131,11 @@ class DiffusionModule(nn.Module):
         atoms = self.atom_encoder.condition(batch, trunk.windows, trunk.s, z)
         return DiffusionConditioning(s, z, atoms)
 
+    def before_steps(self, condition: DiffusionConditioning) -> DiffusionConditioning:
+        """The same with what every step would compute again; for steps without gradient."""
+        biases = (block.attention_pair_bias.bias_of(condition.z) for block in self.blocks)
+        return replace(condition, biases=tuple(bias.contiguous() for bias in biases))
+
     def forward(
         self,
         x_noisy: torch.Tensor,
@@ -144,8 +156,9 @@ class DiffusionModule(nn.Module):
         r_noisy = x_noisy / variance.sqrt()
         atoms = self.atom_encoder.encode(batch, windows, condition.atoms, r_noisy)
         a = atoms.tokens + self.token_in(s)
-        for block in self.blocks:
-            a = self.blocks.run(block, a, s, condition.z, batch.token_mask)
+        biases = condition.biases or (None,) * len(self.blocks)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            a = self.blocks.run(block, a, s, condition.z, batch.token_mask, bias)
         r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, windows)
         skip = SIGMA_DATA**2 / variance
         scale = SIGMA_DATA * level / variance.sqrt()

@@ -16,6 +16,7 @@ from megafold.model.atoms import AtomAttentionEncoder
 from megafold.model.config import ModelConfig
 from megafold.model.primitives import linear
 from megafold.model.windows import AtomWindows
+from megafold.ops.checks import autocast
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -66,8 +67,9 @@ class RelativePositionEncoding(nn.Module):
         self.linear = linear(2 * NUM_OFFSETS + 1 + NUM_CHAIN_OFFSETS, c_z)
 
     def forward(self, relative: RelativePosition) -> torch.Tensor:
-        """Returns ``[N, N, c_z]``."""
-        columns = self.linear.weight.T.split([NUM_OFFSETS, NUM_OFFSETS, 1, NUM_CHAIN_OFFSETS])
+        """Returns ``[N, N, c_z]``; under ``torch.autocast`` in its dtype, as linear layers do."""
+        sizes = [NUM_OFFSETS, NUM_OFFSETS, 1, NUM_CHAIN_OFFSETS]
+        columns = autocast(self.linear.weight).T.split(sizes)
         residue, token, entity, chain = columns
         return (
             embedding(relative.residue, residue)

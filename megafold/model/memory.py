@@ -78,9 +78,8 @@ def estimate_memory(
         "atoms": (2 * config.atom_blocks, atom_block, atom_stream),
     }
     if config.checkpointing:
-        # The residual streams stay in float32 under autocast.
-        kept = 4 * sum(number * keeps for number, _, keeps in stacks.values())
-        return kept + element_size * max(holds for _, holds, _ in stacks.values())
+        kept = sum(number * keeps for number, _, keeps in stacks.values())
+        return element_size * (kept + max(holds for _, holds, _ in stacks.values()))
     return element_size * sum(number * holds for number, holds, _ in stacks.values())
 
 

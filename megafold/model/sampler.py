@@ -108,6 +108,7 @@ def _denoiser(
     model: AlphaFold3, batch: Batch, trunk: Trunk, condition: DiffusionConditioning
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The model as :func:`integrate` calls it: coordinates ``[S, A, 3]`` and one noise level."""
+    condition = model.diffusion.before_steps(condition)
     denoise = replayed(model.diffusion, batch.ref_pos, batch, trunk.windows, condition)
     return lambda x, t: denoise(x, t.expand(len(x)).contiguous())
 

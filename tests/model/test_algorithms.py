@@ -176,7 +176,13 @@ def test_a_block_of_the_msa_module_is_algorithm_8(exact, peptide):
 def test_the_diffusion_module_is_algorithms_20_and_21(exact, peptide):
     m, trunk = exact.diffusion, exact(peptide, generator=seeded(), cycles=1)
     x, t = 10 * randn(2, peptide.num_atoms, 3), torch.tensor([0.5, 40.0], dtype=torch.float64)
-    found = m(x, t, peptide, trunk.windows, m.condition(peptide, trunk))
+    condition = m.condition(peptide, trunk)
+    found = m(x, t, peptide, trunk.windows, condition)
+    ahead = m.before_steps(condition)
+    assert len(ahead.biases) == len(m.blocks)
+    torch.testing.assert_close(m(x, t, peptide, trunk.windows, ahead), found)
+    other = dataclasses.replace(ahead, z=randn(*ahead.z.shape))  # which nothing reads any more
+    torch.testing.assert_close(m(x, t, peptide, trunk.windows, other), found)
 
     z = torch.cat([trunk.z, m.relative_position(trunk.relative)], -1)
     z = norm_linear(z, m.pair_in)

@@ -140,6 +140,20 @@ def test_padding_changes_no_real_token_or_atom(model, batch):
     torch.testing.assert_close(denoised[1], denoised[0], atol=2e-3, rtol=2e-3)
 
 
+def test_under_autocast_all_streams_have_its_dtype(model, batch):
+    seen = []
+    for stack in (model.msa_module, model.pairformer, model.diffusion):
+        for block in stack.blocks:
+            block.register_forward_pre_hook(lambda _, given: seen.append(given))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        sample(model, batch, generator=seeded(), steps=1)
+    assert len(seen) > 6
+    for given in seen:
+        floats = [t.dtype for t in given if t is not None and t.is_floating_point()]
+        assert len(floats) >= 2
+        assert set(floats) == {torch.bfloat16}
+
+
 def test_bfloat16_autocast_stays_finite(model, batch):
     losses_and_gradients_are_finite(model, batch)
 

@@ -218,17 +218,26 @@ def test_rows_with_conditions_of_their_own_are_shared_out_in_any_way(rows, waves
 
 
 def test_accuracy_is_that_of_the_reference_under_autocast():
-    """a and s stay fp32, and so does the result; the products have operands in fp16."""
+    """a and s stay fp32; the products have operands in fp16, and the result is in fp16."""
     case, inputs, grad = drawn("S2 N80 A40 C48", torch.float32)
 
     def run(function):
         def call(given):
             with torch.autocast(DEVICE, dtype=torch.float16), ops.use("triton"):
-                return function(given)
+                return function(given).to(torch.float16)
 
-        return accuracy.results(call, inputs, grad)
+        return accuracy.results(call, inputs, grad.half())
 
     fused, eager = run(case.run), run(case.run_reference)
-    exact = accuracy.exact_results(case, inputs, grad)
+    exact = accuracy.exact_results(case, inputs, grad.half())
     assert {n: t.dtype for n, t in fused.items()} == {n: t.dtype for n, t in eager.items()}
     assert [c for c in accuracy.compare(fused, eager, exact) if not c.passes] == []
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_the_result_has_the_dtype_of_autocast(implementation):
+    case, inputs, _ = drawn("S2 N8 A40 C48", torch.float32)
+    with ops.use(implementation):
+        assert case.run(inputs).dtype == torch.float32
+        with torch.autocast(DEVICE, dtype=torch.float16):
+            assert case.run(inputs).dtype == torch.float16

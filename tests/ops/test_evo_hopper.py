@@ -208,10 +208,42 @@ def test_a_row_of_its_own_needs_no_more_queries_forward(shape, dtype, monkeypatc
     assert forward.call_count == 1
 
 
+@on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("how", ["of a projection", "turned"])
+def test_a_bias_is_copied_as_tma_reads_it(how, dtype, ran, monkeypatch):
+    forward = mock.Mock(side_effect=hopper_launch.forward)
+    monkeypatch.setattr(hopper_launch, "forward", forward)
+    inputs, grad = attention("B1 S132 N64 H4 D32", dtype)
+    bias = inputs["pair_bias"]
+    if how == "turned":
+        inputs["pair_bias"] = bias.mT.contiguous().mT
+    else:  # heads last, beside other columns, in the dtype of products
+        wide = torch.zeros(64, 64, 24, dtype=dtype, device=bias.device)
+        wide[..., 8:12] = bias[0].permute(1, 2, 0)
+        inputs["pair_bias"] = wide[..., 8:12].permute(2, 0, 1)[None]
+    assert_kernels_accurate(inputs, grad)
+    assert forward.call_count == ran.call_count == 1
+
+
+def test_what_is_copied_of_a_bias():
+    problem = launch.Problem(1, 66, 8, 64, 4, 32, 66)
+    bias = torch.randn(1, 4, 8, 64)
+    assert hopper.as_read(problem, bias) is bias
+    for other in (bias.half(), bias.mT.contiguous().mT):
+        found = hopper.as_read(problem, other)
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, other.float())
+    few = problem._replace(rows=3, rows_per_bias=3)  # of which a copy would be larger than q
+    assert hopper.as_read(few, other) is other
+
+
 def test_which_forward_passes_are_hopper_s(monkeypatch):
-    def why_not(shape):
+    def why_not(shape, of_bias=torch.float32):
         (inputs, _) = attention(shape, torch.bfloat16, device="cpu")
         q, k, bias = (inputs[name] for name in ("q", "k", "pair_bias"))
+        bias = bias.to(of_bias)
         return hopper.why_not_forward(launch.Problem.of(q, k, bias), q, bias, (launch.FORWARD,))
 
     assert why_not("B1 S1 N8 K64 H1 D32") == "not a Hopper GPU"
@@ -224,6 +256,9 @@ def test_which_forward_passes_are_hopper_s(monkeypatch):
     assert why_not("B1 S66 N8 K64 H4 D32") == ""
     assert "multiple of 4" in why_not("B1 S1 N8 K66 H1 D32")
     assert "below 64" in why_not("B1 S1 N64 K60 H1 D32")
+    assert why_not("B1 S66 N8 K64 H4 D32", torch.bfloat16) == ""
+    assert why_not("B1 S4 N1024 K64 H16 D32", torch.bfloat16) == ""  # a copy as large as q
+    assert "in 16 bits" in why_not("B1 S4 N1024 K68 H16 D32", torch.bfloat16)
 
 
 @pytest.mark.parametrize(

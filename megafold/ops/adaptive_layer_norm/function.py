@@ -8,7 +8,7 @@ from megafold.ops import dispatch
 from megafold.ops.adaptive_layer_norm.reference import reference
 from megafold.ops.checks import (
     autocast,
-    autocast_enabled,
+    autocast_dtype,
     check_floats,
     check_shape,
     described,
@@ -42,7 +42,7 @@ def adaptive_layer_norm(
 
     Returns:
         ``[..., Ca]``, dtype of a. Under ``torch.autocast`` the two linear layers run in the
-        autocast dtype and the result is what PyTorch promotes them and the norm of a to.
+        autocast dtype and the result has it, too: what reads it is linear layers.
 
     Raises:
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
@@ -51,15 +51,13 @@ def adaptive_layer_norm(
     """
     check(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps)
     if dispatch.choose(NAME, a).implementation == "torch":
-        return reference(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps)
+        return autocast(reference(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps))
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.adaptive_layer_norm.library import modulate
 
-    # Autocast leaves the norm of a in fp32, and what is added to it becomes that, too.
-    dtype = torch.float32 if autocast_enabled(a.device.type) else a.dtype
     gate, shift = autocast(weight_gate), autocast(weight_shift)
     bias = None if bias_gate is None else autocast(bias_gate)
-    return modulate(a, s, norm_weight_s, gate, bias, shift, eps, dtype)
+    return modulate(a, s, norm_weight_s, gate, bias, shift, eps, autocast_dtype(a))
 
 
 def check(

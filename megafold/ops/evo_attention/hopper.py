@@ -124,8 +124,10 @@ def why_not_forward(
     never = _why_never(problem, q, kernels)
     if never:
         return never
-    if pair_bias is None or pair_bias.dtype != torch.float32:
-        return "no bias in fp32"
+    if pair_bias is None:
+        return "no bias"
+    if pair_bias.dtype != torch.float32 and not _copies(problem):
+        return "a bias in 16 bits, of which a copy in fp32 would be larger than q"
     if problem.keys % 4 or problem.keys < TILE:
         return f"a number of keys that is no multiple of 4, or below {TILE}"
     items = cdiv(problem.queries, TILE) * problem.heads * problem.total_rows
@@ -133,6 +135,18 @@ def why_not_forward(
     if not alone and items < FEWEST_ITEMS * multiprocessors(q.device):
         return "too few queries to fill the GPU"
     return ""
+
+
+def as_read(problem: Any, bias: torch.Tensor) -> torch.Tensor:
+    """A bias as TMA reads it: itself, or a copy that is small beside q."""
+    if not _copies(problem) or (bias.dtype == torch.float32 and readable(bias)):
+        return bias
+    return torch.empty(bias.shape, dtype=torch.float32, device=bias.device).copy_(bias)
+
+
+def _copies(problem: Any) -> bool:
+    """Whether enough rows share a bias for a copy of it in fp32 to be no larger than q."""
+    return 4 * problem.keys <= 2 * problem.width * problem.rows_per_bias
 
 
 def why_not_backward(

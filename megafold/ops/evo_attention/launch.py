@@ -91,13 +91,15 @@ def forward(
     of_rows = (2, problem.total_rows, problem.heads, problem.queries)
     stats = torch.empty(of_rows, dtype=torch.float32, device=q.device)
     if out.numel():
-        bias, mask = readable(pair_bias), spread(mask, problem)
-        if not hopper.why_not_forward(problem, q, bias, (FORWARD,)) and hopper.readable(
-            q, k, v, bias
-        ):
+        bias, mask = pair_bias, spread(mask, problem)
+        by_tma = not hopper.why_not_forward(problem, q, bias, (FORWARD,))
+        by_tma = by_tma and hopper.readable(q, k, v)
+        if by_tma:
+            bias = hopper.as_read(problem, bias)
+        if by_tma and hopper.readable(bias):
             hopper_launch.forward(problem, q, k, v, mask, bias, out, stats, scale)
         else:
-            launch_forward(problem, q, k, v, mask, bias, out, stats, scale)
+            launch_forward(problem, q, k, v, mask, readable(bias), out, stats, scale)
     return out, stats
 
 
