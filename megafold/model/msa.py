@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -31,11 +32,14 @@ class OuterProductMean(nn.Module):
 
     def forward(self, m: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """m ``[M, N, c_m]``, mask ``[M, N]`` bool; returns ``[N, N, c_z]``."""
-        weight = mask.to(m.dtype)
+        weight, count = mask.to(m.dtype), mask.shape[0]
         a, b = (self.ab(m) * weight[..., None]).chunk(2, dim=-1)
-        outer = torch.einsum("sic,sjd->ijcd", a, b).flatten(-2)
-        rows = weight.T @ weight
-        return self.linear_out(outer / rows.clamp(min=1.0)[..., None])
+        # Divided by all rows before the sum, which would be large, and made up for behind the
+        # projection, whose result is smaller than the outer products.
+        outer = torch.einsum("sic,sjd->ijcd", a / count, b).flatten(-2)
+        update = F.linear(outer, self.linear_out.weight)
+        more = count / (weight.T @ weight).clamp(min=1.0)
+        return torch.addcmul(self.linear_out.bias.to(update.dtype), update, more[..., None])
 
 
 class PairWeightedAveraging(nn.Module):
