@@ -119,7 +119,7 @@ class AtomPairEmbedder(nn.Module):
         valid = (valid & windows.key_mask[:, None])[..., None].to(dtype)
         inverse = 1.0 / (1.0 + offset.square().sum(-1, keepdim=True))
         p = self.linear_offset(offset) + self.linear_distance(inverse)
-        return c.unsqueeze(0), (p + self.linear_valid(valid)) * valid
+        return c.unsqueeze(0), (p + self.linear_valid(valid)) * valid.to(p.dtype)
 
 
 class AtomAttentionEncoder(nn.Module):

@@ -38,7 +38,8 @@ class OuterProductMean(nn.Module):
         # projection, whose result is smaller than the outer products.
         outer = torch.einsum("sic,sjd->ijcd", a / count, b).flatten(-2)
         update = F.linear(outer, self.linear_out.weight)
-        more = count / (weight.T @ weight).clamp(min=1.0)
+        # (Autocast on a GPU has reciprocals in fp32.)
+        more = (count / (weight.T @ weight).clamp(min=1.0)).to(update.dtype)
         return torch.addcmul(self.linear_out.bias.to(update.dtype), update, more[..., None])
 
 

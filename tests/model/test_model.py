@@ -19,6 +19,8 @@ from megafold.model import (
     sample,
     training_loss,
 )
+from megafold.model.blocks import Blocks
+from megafold.model.replay import tensors
 from megafold.model.stages import stage_from_name
 from tests.model.seeds import seeded
 
@@ -140,17 +142,18 @@ def test_padding_changes_no_real_token_or_atom(model, batch):
     torch.testing.assert_close(denoised[1], denoised[0], atol=2e-3, rtol=2e-3)
 
 
-def test_under_autocast_all_streams_have_its_dtype(model, batch):
-    seen = []
-    for stack in (model.msa_module, model.pairformer, model.diffusion):
-        for block in stack.blocks:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_under_autocast_all_streams_have_its_dtype(model, batch, device):
+    model, batch, seen = model.to(device).train(), batch.to(device), []
+    for stack in model.modules():
+        for block in stack if isinstance(stack, Blocks) else ():
             block.register_forward_pre_hook(lambda _, given: seen.append(given))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        sample(model, batch, generator=seeded(), steps=1)
-    assert len(seen) > 6
+    with torch.autocast(device, torch.bfloat16):
+        training_loss(model, batch, generator=seeded())
+    assert len(seen) > 12
     for given in seen:
-        floats = [t.dtype for t in given if t is not None and t.is_floating_point()]
-        assert len(floats) >= 2
+        floats = [t.dtype for t in tensors(given) if t.is_floating_point()]
+        assert floats
         assert set(floats) == {torch.bfloat16}
 
 
