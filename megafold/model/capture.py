@@ -185,9 +185,22 @@ class _Recording:
             else:
                 kept.copy_(grads[i])
         self._backward.replay()
-        there = [g for g in self._gradients if g is not None]
-        copies = iter(torch._foreach_mul(there, 1.0) if there else ())
+        copies = iter(_copied_at_once([g for g in self._gradients if g is not None]))
         return [None if g is None else next(copies) for g in self._gradients]
+
+
+def _copied_at_once(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies, those of one dtype by few kernels, not by one each.
+
+    PyTorch takes a list by a few kernels only if all are of one dtype and dense.
+    """
+    copies = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    alike: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.is_contiguous()), []).append(i)
+    for places in alike.values():
+        torch._foreach_copy_([copies[i] for i in places], [tensors[i] for i in places])
+    return copies
 
 
 def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:

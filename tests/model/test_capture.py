@@ -11,7 +11,7 @@ from torch import nn
 
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
-from megafold.model.capture import CapturedSteps, _Recording, captured
+from megafold.model.capture import CapturedSteps, _copied_at_once, _Recording, captured
 from megafold.model.dropout import dropout_shared
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
@@ -65,6 +65,17 @@ def test_activations_of_another_turn_are_refused():
             recording.replay_backward((), turn)
         recording.replay([])
     assert recording.replay_backward((), recording.turn) == []
+
+
+def test_copies_of_many_tensors_are_theirs():
+    wide = torch.randn(4, 6)
+    given = [wide, wide.half(), wide.t(), wide[:, ::2], wide[0, 0], wide[:1].expand(3, 6), wide[:0]]
+    copies = _copied_at_once(given)
+    for one, other in zip(copies, given, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+        assert one.data_ptr() != other.data_ptr() or not one.numel()
+    assert _copied_at_once([]) == []
 
 
 @pytest.mark.gpu
