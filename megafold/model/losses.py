@@ -31,6 +31,7 @@ from megafold.model.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
+    from megafold.model.heads import ConfidenceRepresentation
 
 WEIGHT_DIFFUSION, WEIGHT_DISTOGRAM, WEIGHT_CONFIDENCE = 4.0, 0.03, 1e-4
 
@@ -55,10 +56,13 @@ class Losses:
     resolved: torch.Tensor
     pae: torch.Tensor  # counts in the last stage only
 
+    def as_tensor(self) -> torch.Tensor:
+        """All of them, fp32, in their order; without gradient."""
+        return torch.stack([value.detach().float() for value in vars(self).values()])
+
     def as_floats(self) -> dict[str, float]:
         """Plain numbers by name, for logs."""
-        values = torch.stack([value.detach().float() for value in vars(self).values()])
-        return dict(zip(vars(self), values.tolist(), strict=True))  # one wait for the GPU
+        return dict(zip(vars(self), self.as_tensor().tolist(), strict=True))  # one wait for the GPU
 
 
 def training_loss(
@@ -103,10 +107,11 @@ def training_loss(
         trunk = model(batch, generator=generator, cycles=cycles)
         condition = captured(model.diffusion.condition, batch, trunk)
         x_rollout = rollout(model, batch, trunk, condition, generator)
+        seen = _seen(model, batch, trunk, x_rollout)  # while the CPU permutes, the GPU has work
         batch = permute_truth(batch, x_rollout)
         x_true, x_noisy, t = _noised_copies(batch, samples, generator)
         x = captured(model.diffusion, x_noisy, t, batch, trunk.windows, condition)
-        confidence = _confidence(model, batch, trunk, x_rollout)
+        confidence = _confidence(model, seen, batch, x_rollout)
     weight = noise_weight(t, noise_weighting)
     mse = (weight * aligned_mse(x, x_true, batch)).mean()
     bond = (weight * bond_loss(x, batch)).mean()
@@ -122,13 +127,21 @@ def training_loss(
     return Losses(total, mse, bond, lddt, distogram, **vars(confidence))
 
 
-def _confidence(model: AlphaFold3, batch: Batch, trunk: Trunk, x: torch.Tensor) -> ConfidenceLosses:
+def _seen(
+    model: AlphaFold3, batch: Batch, trunk: Trunk, x: torch.Tensor
+) -> ConfidenceRepresentation | None:
     if not has_confidence_target(batch):
+        return None
+    return model.confidence_head(batch, trunk.s_inputs, trunk.s, trunk.z, x)
+
+
+def _confidence(
+    model: AlphaFold3, seen: ConfidenceRepresentation | None, batch: Batch, x: torch.Tensor
+) -> ConfidenceLosses:
+    if seen is None:
         nothing = x.new_zeros(())
         return ConfidenceLosses(nothing, nothing, nothing, nothing)
-    head = model.confidence_head
-    representation = head(batch, trunk.s_inputs, trunk.s, trunk.z, x)
-    return confidence_losses(head, representation, x, batch)
+    return confidence_losses(model.confidence_head, seen, x, batch)
 
 
 def noise_weight(t: torch.Tensor, weighting: NoiseWeighting = "karras") -> torch.Tensor:

