@@ -102,7 +102,8 @@ class AtomPairEmbedder(nn.Module):
 
     def forward(self, batch: Batch, windows: AtomWindows) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns c ``[1, A, c_atom]`` and p ``[W, 32, 128, c_atompair]``."""
-        dtype = self.linear_c.weight.dtype
+        # Of half weights, too: a distance is more than 16 bits hold.
+        dtype = torch.promote_types(self.linear_c.weight.dtype, torch.float32)
         features = torch.cat(
             [
                 batch.ref_pos,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from megafold import ops
@@ -22,10 +23,13 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """
     backend, masks = ops.backend(), []
     recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    # A recording has others stand in for parameters: they do so in the second call, too.
+    swapped = recording and isinstance(function, nn.Module)
+    there = dict(function.named_parameters()) if swapped else {}
 
     def call(*args: Any) -> Any:
         with ops.use(backend), repeating(masks):
-            return function(*args)
+            return functional_call(function, there, args) if there else function(*args)
 
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=not recording)
 

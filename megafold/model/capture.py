@@ -30,7 +30,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from megafold.model.replay import copied, mapped, recorded, surroundings, tensors
+from megafold.model.replay import (
+    cast_weights,
+    copied,
+    mapped,
+    recorded,
+    surroundings,
+    tensors,
+)
 
 _steps: ContextVar[CapturedSteps | None] = ContextVar("megafold_captured_steps", default=None)
 PLAIN_CALLS = 1  # before one is recorded: what comes once is not worth it
@@ -105,10 +112,17 @@ class _Recording:
             self._copies[i].requires_grad_()
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad and grad}
         self._parameters = list(trained.values())
+        # What autocast would cast one by one, in every call and again where blocks are
+        # recomputed, is cast at once before a replay.
+        cast = cast_weights(module, "cuda")
+        self._cast = list(cast.values())
+        self._uncast = [module.get_parameter(name) for name in cast]
         # Recorded with other names for the same memory: a parameter's own place in autograd may
         # be held by a graph made earlier, on another stream, which a recording must not touch.
-        names = {f"module.{n}": p.detach().requires_grad_() for n, p in trained.items()}
-        leaves = [self._copies[i] for i in self._followed] + list(names.values())
+        others = {n: p.detach() for n, p in trained.items() if n not in cast}
+        names = {f"module.{n}": t for n, t in {**cast, **others}.items()}
+        leaves = [self._copies[i] for i in self._followed]
+        leaves += [names[f"module.{n}"].requires_grad_() for n in trained]
 
         def call() -> Any:
             return functional_call(_Bound(module, function), names, self._inputs)
@@ -142,6 +156,8 @@ class _Recording:
         used = [i for i, gradient in enumerate(of_parameters) if gradient is not None]
         self._parameters = [self._parameters[i] for i in used]
         self._gradients = [*self._gradients[:many], *(of_parameters[i] for i in used)]
+        owners = [*(self._copies[i] for i in self._followed), *self._parameters]
+        self._dtypes = [owner.dtype for owner in owners]
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(tensors(self._tree))
 
@@ -161,6 +177,8 @@ class _Recording:
         self.turn += 1
         if given:
             torch._foreach_copy_(self._copies, given)
+        if self._cast:
+            torch._foreach_copy_(self._cast, self._uncast)
         self._forward.replay()
         return tuple(t.clone() for t in self._outputs)
 
@@ -185,21 +203,24 @@ class _Recording:
             else:
                 kept.copy_(grads[i])
         self._backward.replay()
-        copies = iter(_copied_at_once([g for g in self._gradients if g is not None]))
+        there = [
+            (g, t) for g, t in zip(self._gradients, self._dtypes, strict=True) if g is not None
+        ]
+        copies = iter(_copied_at_once(there))
         return [None if g is None else next(copies) for g in self._gradients]
 
 
-def _copied_at_once(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies, those of one dtype by few kernels, not by one each.
+def _copied_at_once(tensors: list[tuple[torch.Tensor, torch.dtype]]) -> list[torch.Tensor]:
+    """Copies in other dtypes, or the same; those of like dtypes by few kernels, not one each.
 
     PyTorch takes a list by a few kernels only if all are of one dtype and dense.
     """
-    copies = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    copies = [torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in tensors]
     alike: dict[Any, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        alike.setdefault((tensor.dtype, tensor.is_contiguous()), []).append(i)
+    for i, (tensor, dtype) in enumerate(tensors):
+        alike.setdefault((tensor.dtype, dtype, tensor.is_contiguous()), []).append(i)
     for places in alike.values():
-        torch._foreach_copy_([copies[i] for i in places], [tensors[i] for i in places])
+        torch._foreach_copy_([copies[i] for i in places], [tensors[i][0] for i in places])
     return copies
 
 

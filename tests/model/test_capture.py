@@ -55,6 +55,7 @@ def test_outside_and_on_the_cpu_a_call_is_a_call():
 def test_activations_of_another_turn_are_refused():
     recording = object.__new__(_Recording)
     recording.turn, recording._copies, recording._outputs = 0, [], ()
+    recording._cast = recording._uncast = recording._dtypes = []
     recording._wanted, recording._grad_outputs, recording._gradients = [], [], []
     recording._forward = recording._backward = SimpleNamespace(replay=lambda: None)
     recording.replay([])
@@ -70,11 +71,12 @@ def test_activations_of_another_turn_are_refused():
 def test_copies_of_many_tensors_are_theirs():
     wide = torch.randn(4, 6)
     given = [wide, wide.half(), wide.t(), wide[:, ::2], wide[0, 0], wide[:1].expand(3, 6), wide[:0]]
-    copies = _copied_at_once(given)
-    for one, other in zip(copies, given, strict=True):
-        assert torch.equal(one, other)
-        assert one.dtype == other.dtype
-        assert one.data_ptr() != other.data_ptr() or not one.numel()
+    for dtype in (None, torch.float64):
+        copies = _copied_at_once([(t, dtype or t.dtype) for t in given])
+        for one, other in zip(copies, given, strict=True):
+            assert torch.equal(one, other.to(one.dtype))
+            assert one.dtype == (dtype or other.dtype)
+            assert one.data_ptr() != other.data_ptr() or not one.numel()
     assert _copied_at_once([]) == []
 
 

@@ -61,7 +61,7 @@ def test_a_copy_shares_no_memory_and_has_all_else():
 
 @torch.no_grad()
 def test_weights_cast_ahead_change_no_number(batch):
-    model = AlphaFold3.from_name("tiny")
+    model = AlphaFold3.from_name("tiny").eval()
     for parameter in model.parameters():
         parameter += 0.02 * torch.randn(parameter.shape, generator=seeded())
     assert replay.cast_weights(model.diffusion, "cpu") == {}
@@ -74,6 +74,16 @@ def test_weights_cast_ahead_change_no_number(batch):
         assert {w.dtype for w in weights.values()} == {torch.bfloat16}
         found = functional_call(model.diffusion, weights, inputs)
         assert torch.equal(found, model.diffusion(*inputs))
+        weights = replay.cast_weights(model, "cpu")
+        given = {"generator": seeded(), "cycles": 1}
+        again = functional_call(model, weights, (batch,), given)
+        assert torch.equal(again.z, trunk.z)
+        assert torch.equal(again.s, trunk.s)
+        of_diffusion = {n.removeprefix("diffusion."): w for n, w in weights.items() if "diff" in n}
+        condition = model.diffusion.condition(batch, trunk)
+        model.diffusion.load_state_dict(of_diffusion, strict=False)
+        again = model.diffusion.condition(batch, trunk)
+        assert all(map(torch.equal, replay.tensors(again), replay.tensors(condition)))
 
 
 @pytest.mark.gpu
