@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megafold.bench.cases import Case, Inputs
+from megafold.bench.cases import Case, Inputs, differentiable
 
 FACTOR = 1.5  # of the error in the mean square
 FACTOR_LARGEST = 3.0  # of the largest error: extremes scatter more than means do
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def results(function: Function, inputs: Inputs, grad: torch.Tensor | None = None) -> Results:
-    """The output of ``function`` and the gradient of every floating input.
+    """The output of ``function`` and the gradient of every input that has one.
 
     Args:
         grad: gradient of the output; None for the forward pass alone.
@@ -64,12 +64,8 @@ def results(function: Function, inputs: Inputs, grad: torch.Tensor | None = None
     if grad is None:
         with torch.no_grad():
             return {"output": function(inputs)}
-    fresh = {
-        name: t.detach().requires_grad_() if t is not None and t.is_floating_point() else t
-        for name, t in inputs.items()
-    }
-    leaves = {name: t for name, t in fresh.items() if t is not None and t.requires_grad}
-    output = function(fresh)
+    leaves = {name: t.detach().requires_grad_() for name, t in differentiable(inputs).items()}
+    output = function({**inputs, **leaves})
     gradients = torch.autograd.grad(output, list(leaves.values()), grad.to(output.dtype))
     named = {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {"output": output.detach(), **named}

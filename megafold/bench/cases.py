@@ -25,6 +25,8 @@ Sizes = Mapping[str, int]
 DIRECTIONS = ("forward", "full")
 PAIR_BLOCK = "pair_block"
 MASKED = 0.1  # share of keys, or of pairs, that the mask leaves out
+DROPPED = 0.25  # share of channels that dropout leaves out
+CONSTANT = ("mask", "dropout")  # names, and kinds, of arguments without a gradient
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Argument:
     """Shape of one tensor argument and how its values are drawn."""
 
     shape: tuple[int, ...]
-    kind: str  # "data", "weight", "scale", "offset", "mask" or "bias" (fp32 beside half inputs)
+    # "data", "weight", "scale", "offset", "mask", "dropout" or "bias" (fp32 beside half inputs)
+    kind: str
 
     def draw(
         self, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
@@ -41,6 +44,9 @@ class Argument:
         if self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator) >= MASKED
             return keep.to(device)
+        if self.kind == "dropout":
+            keep = torch.rand(self.shape, generator=generator) >= DROPPED
+            return (keep / (1 - DROPPED)).to(device, dtype)
         values = torch.randn(self.shape, generator=generator)
         if self.kind == "weight":  # outputs of about unit variance
             values *= self.shape[-1] ** -0.5
@@ -134,8 +140,14 @@ class Case:
         output = math.prod(self.output_shape) * dtype.itemsize
         if direction == "forward":
             return output
-        arguments = (a for a in self.arguments.values() if a.kind != "mask")
+        arguments = (a for a in self.arguments.values() if a.kind not in CONSTANT)
         return output + sum(math.prod(a.shape) * a.stored_as(dtype).itemsize for a in arguments)
+
+
+def differentiable(inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The inputs that have a gradient, by name."""
+    given = {name: t for name, t in inputs.items() if t is not None and name not in CONSTANT}
+    return {name: t for name, t in given.items() if t.is_floating_point()}
 
 
 def check_direction(direction: str) -> None:
@@ -216,6 +228,19 @@ def _layer_norm_linear(n: Sizes) -> _Built:
         "weight": Argument((out, channels), "weight"),
     }
     return arguments, {}, (rows, out), 2 * rows * channels * out
+
+
+def _gated_linear(n: Sizes) -> _Built:
+    tokens, channels = n["N"], n["C"]
+    outs, pairs = n.get("O", channels), tokens * tokens
+    arguments = {
+        "x": Argument((tokens, tokens, channels), "data"),
+        "gate": Argument((tokens, tokens, channels), "data"),
+        "weight": Argument((outs, channels), "weight"),
+        "residual": Argument((tokens, tokens, outs), "data"),
+        "dropout": Argument((1, tokens, outs), "dropout"),
+    }
+    return arguments, {}, arguments["residual"].shape, 2 * pairs * channels * outs
 
 
 def _transition(n: Sizes) -> _Built:
@@ -313,6 +338,7 @@ def _pair_block():  # its module loads the model, which most who read cases do n
 _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "evo_attention": ("B S N H D", "K shared", _evo_attention),
     "layer_norm_linear": ("M C O", "", _layer_norm_linear),
+    "gated_linear": ("N C", "O", _gated_linear),
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
     PAIR_BLOCK: ("N C H", "", _pair_block_case),
@@ -358,6 +384,10 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
             "M150000 C128 O16",
             "M200000 C128 O16",
         ),
+    },
+    "gated_linear": {
+        "small": ("N32 C128", "N64 C128"),
+        "full": ("N384 C128", "N768 C128"),  # the end of triangle attention
     },
     "transition": {
         "small": ("M1024 C128 H512", "M4096 C128 H512"),

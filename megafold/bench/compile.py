@@ -52,6 +52,7 @@ KERNEL_MODULES = (
     "megafold.ops.evo_attention.variants",
     "megafold.ops.transition.variants",
     "megafold.ops.layer_norm_linear.variants",
+    "megafold.ops.gated_linear.variants",
     "megafold.ops.adaptive_layer_norm.variants",
     "megafold.ops.triangle_multiplication.variants",
 )

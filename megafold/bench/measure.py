@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megafold.bench.cases import Inputs, check_direction
+from megafold.bench.cases import Inputs, check_direction, differentiable
 
 FLUSH_BYTES = 256 * 2**20  # larger than the last-level cache of any current GPU
 MAX_FLUSHES = 200  # some 20 ms
@@ -33,7 +33,7 @@ def call_for(
 
     Args:
         function: from inputs to the output.
-        inputs: by name. For ``"full"`` every floating tensor is made to require a gradient, in
+        inputs: by name. For ``"full"`` every tensor that has a gradient is made to require it, in
             place, and every gradient is computed, from one fixed gradient of the output.
         direction: ``"forward"`` (as in inference, nothing is saved) or ``"full"``.
     """
@@ -46,7 +46,7 @@ def call_for(
 
         return forward
 
-    leaves = [t for t in inputs.values() if t is not None and t.is_floating_point()]
+    leaves = list(differentiable(inputs).values())
     for leaf in leaves:
         leaf.requires_grad_()
     with torch.no_grad():

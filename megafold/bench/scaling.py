@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megafold.bench import memory
-from megafold.bench.cases import Case, Inputs
+from megafold.bench.cases import Case, Inputs, differentiable
 
 SEED = 20
 
@@ -27,9 +27,8 @@ class Footprint:
 def leaves(case: Case, device: torch.device | str, dtype: torch.dtype) -> Inputs:
     """Inputs of a case that require gradients, as in training."""
     inputs = case.make_inputs(device, dtype, torch.Generator().manual_seed(SEED))
-    for tensor in inputs.values():
-        if tensor is not None and tensor.is_floating_point():
-            tensor.requires_grad_()
+    for tensor in differentiable(inputs).values():
+        tensor.requires_grad_()
     return inputs
 
 

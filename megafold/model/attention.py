@@ -67,7 +67,7 @@ class AttentionPairBias(nn.Module):
             key_mask = windows.key_mask[:, None]
         out = ops.evo_attention(q, k, v, key_mask, bias)
         out = out.squeeze(0) if windows is None else windows.merge(out)
-        out = self.linear_out(torch.sigmoid(g) * out.flatten(-2))
+        out = ops.gated_linear(out.flatten(-2), g, self.linear_out.weight)
         if self.conditioned:
             out = torch.sigmoid(self.linear_scale(s)) * out
         return out

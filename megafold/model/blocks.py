@@ -23,15 +23,22 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """
     backend, masks = ops.backend(), []
     recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    # A recording has others stand in for parameters: they do so in the second call, too.
-    swapped = recording and isinstance(function, nn.Module)
-    there = dict(function.named_parameters()) if swapped else {}
+    there = _standing_in(function)
 
     def call(*args: Any) -> Any:
         with ops.use(backend), repeating(masks):
             return functional_call(function, there, args) if there else function(*args)
 
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=not recording)
+
+
+def _standing_in(function: Callable[..., Any]) -> dict[str, torch.Tensor]:
+    """The parameters of a module, where others stand in for them now: in the second call, too."""
+    if not isinstance(function, nn.Module):
+        return {}
+    if all(isinstance(p, nn.Parameter) for p in function.parameters()):
+        return {}
+    return dict(function.named_parameters())
 
 
 class Blocks(nn.ModuleList):

@@ -52,17 +52,20 @@ def shared_mask(x: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
     return _draw.get()(draw)
 
 
+def dropout_mask(x: torch.Tensor, rate: float, dim: int, training: bool) -> torch.Tensor | None:
+    """What dropout that is the same all along ``dim`` multiplies x by; None where it is off."""
+    return shared_mask(x, rate, dim) if training and rate > 0.0 else None
+
+
 def dropout_shared(x: torch.Tensor, rate: float, dim: int, training: bool) -> torch.Tensor:
     """Dropout whose mask is the same all along ``dim`` (row- and column-wise dropout)."""
-    if not training or rate == 0.0:
-        return x
-    return x * shared_mask(x, rate, dim)
+    mask = dropout_mask(x, rate, dim, training)
+    return x if mask is None else x * mask
 
 
 def add_dropped(
     x: torch.Tensor, update: torch.Tensor, rate: float, dim: int, training: bool
 ) -> torch.Tensor:
     """``x`` and its update behind dropout shared along ``dim``, in one pass over both."""
-    if not training or rate == 0.0:
-        return x + update
-    return torch.addcmul(x, update, shared_mask(update, rate, dim))
+    mask = dropout_mask(update, rate, dim, training)
+    return x + update if mask is None else torch.addcmul(x, update, mask)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megafold import ops
-from megafold.model.dropout import add_dropped
+from megafold.model.dropout import add_dropped, dropout_mask
 from megafold.model.primitives import Transition, linear
 
 # Rows of a projection that is cut into parts are multiples of this: the kernels read a part 16
@@ -59,7 +59,14 @@ class TriangleAttention(nn.Module):
         self.linear_g = linear(c_z, c_z, init="gate")
         self.linear_out = linear(c_z, c_z, init="final")
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        z: torch.Tensor,
+        mask: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        dropout: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The update of z, times ``dropout`` where there is one, added to ``residual``."""
         layers = (self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_b)
         widths = [layer.out_features for layer in layers]
         padding = self.linear_b.weight.new_zeros(-sum(widths) % ALIGNED, z.shape[-1])
@@ -83,7 +90,7 @@ class TriangleAttention(nn.Module):
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             out = ops.evo_attention(q, k, v, mask.transpose(1, 2), b.transpose(2, 3))
             out = out.squeeze(0).transpose(0, 1)
-        return self.linear_out(torch.sigmoid(g) * out.flatten(-2))
+        return ops.gated_linear(out.flatten(-2), g, self.linear_out.weight, residual, dropout)
 
 
 class PairStack(nn.Module):
@@ -101,12 +108,15 @@ class PairStack(nn.Module):
     def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """z ``[N, N, C]``, mask ``[N, N]`` bool; returns the updated z."""
 
-        def add(z: torch.Tensor, update: torch.Tensor, shared: int) -> torch.Tensor:
+        def added(update: torch.Tensor, shared: int) -> torch.Tensor:
             return add_dropped(z, update, self.dropout, shared, self.training)
 
+        def dropped(shared: int) -> torch.Tensor | None:
+            return dropout_mask(z, self.dropout, shared, self.training)
+
         rows, columns = 0, 1  # along which a mask of dropout is the same
-        z = add(z, self.triangle_multiplication_outgoing(z, mask), rows)
-        z = add(z, self.triangle_multiplication_incoming(z, mask), rows)
-        z = add(z, self.triangle_attention_starting(z, mask), rows)
-        z = add(z, self.triangle_attention_ending(z, mask), columns)
+        z = added(self.triangle_multiplication_outgoing(z, mask), rows)
+        z = added(self.triangle_multiplication_incoming(z, mask), rows)
+        z = self.triangle_attention_starting(z, mask, z, dropped(rows))
+        z = self.triangle_attention_ending(z, mask, z, dropped(columns))
         return z + self.transition(z)

@@ -1,11 +1,11 @@
 """The operators that make AlphaFold-3-class models slow, and what makes them fast.
 
-Six functions of tensors, usable in any model: :func:`evo_attention`,
-:func:`layer_norm_linear`, :func:`transition`, :func:`triangle_multiplication`,
-:func:`adaptive_layer_norm` and :func:`conditioned_transition`. :func:`use` switches the
-implementation of all of them, :func:`explain` says which one a call would run and why, and
-``megafold.ops.reference`` holds the equation of each in plain PyTorch. Needs torch and triton,
-nothing else.
+Seven functions of tensors, usable in any model: :func:`evo_attention`,
+:func:`layer_norm_linear`, :func:`gated_linear`, :func:`transition`,
+:func:`triangle_multiplication`, :func:`adaptive_layer_norm` and :func:`conditioned_transition`.
+:func:`use` switches the implementation of all of them, :func:`explain` says which one a call
+would run and why, and ``megafold.ops.reference`` holds the equation of each in plain PyTorch.
+Needs torch and triton, nothing else.
 """
 
 from megafold.ops import reference
@@ -13,6 +13,7 @@ from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
 from megafold.ops.conditioned_transition import conditioned_transition
 from megafold.ops.dispatch import Choice, backend, explain, interpret, use
 from megafold.ops.evo_attention import evo_attention
+from megafold.ops.gated_linear import gated_linear
 from megafold.ops.layer_norm_linear import layer_norm_linear
 from megafold.ops.transition import transition
 from megafold.ops.triangle_multiplication import triangle_multiplication
@@ -26,6 +27,7 @@ __all__ = [
     "conditioned_transition",
     "evo_attention",
     "explain",
+    "gated_linear",
     "interpret",
     "layer_norm_linear",
     "reference",

@@ -98,6 +98,14 @@ def check_shape(
         )
 
 
+def broadcasts(source: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether ``source`` broadcasts to ``target`` without enlarging it."""
+    if len(source) > len(target):
+        return False
+    trailing = target[len(target) - len(source) :]
+    return all(n in (1, m) for n, m in zip(source, trailing, strict=True))
+
+
 def described(name: str, tensor: torch.Tensor) -> str:
     """A tensor in words, for an error message: ``x of shape (2, 3)``."""
     return f"{name} of shape {tuple(tensor.shape)}"

@@ -64,8 +64,8 @@ class Operator:
     check: Callable[..., None]  # raises for bad input; the same signature
     kernels: str | None  # what Triton computes of it; None where there is no kernel
     configs: Callable[..., tuple[str, ...]] | None = None  # block sizes, in words, for a call
-    # Why the kernels cannot take a (main) input of its shape; None where they can.
-    limit: Callable[[torch.Tensor], str | None] | None = None
+    # Why the kernels cannot take a call of such shapes, of the same signature; None where they can.
+    limit: Callable[..., str | None] | None = None
     # Why PyTorch is faster for a call, of the same signature; None where it is not.
     slower: Callable[..., str | None] | None = None
 
@@ -117,11 +117,11 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     Args:
         operator: its name.
         tensor: its main input, the first.
-        others, more: the other arguments of the call, for an operator with ``slower``.
+        others, more: the other arguments of the call, for an operator with ``limit`` or ``slower``.
 
     Raises:
         NotImplementedError: Triton was asked for and the operator has no Triton kernel, or none
-            for an input of this shape.
+            for inputs of these shapes.
         RuntimeError: Triton was asked for and cannot run on this device.
         TypeError: Triton was asked for and takes no input of this dtype.
     """
@@ -129,7 +129,7 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     if asked == "torch":
         return Choice(operator, "torch", 'use("torch") asks for it')
     kernels = REGISTRY[operator].kernels
-    obstacle = _obstacle(operator, kernels, tensor)
+    obstacle = _obstacle(operator, kernels, tensor, *others, **more)
     if asked == "triton":
         if obstacle is not None:
             error, why = obstacle
@@ -190,7 +190,7 @@ def interpret() -> None:
 
 
 def _obstacle(
-    operator: str, kernels: str | None, tensor: torch.Tensor
+    operator: str, kernels: str | None, tensor: torch.Tensor, *others: Any, **more: Any
 ) -> tuple[type[Exception], str] | None:
     """Why Triton cannot run this call, with the error to raise for it; None where it can."""
     if kernels is None:
@@ -200,7 +200,7 @@ def _obstacle(
     if tensor.dtype not in TRITON_DTYPES:
         return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"
     limit = REGISTRY[operator].limit
-    too_much = None if limit is None else limit(tensor)
+    too_much = None if limit is None else limit(tensor, *others, **more)
     if too_much is not None:
         return NotImplementedError, too_much
     if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and _interpreted()):

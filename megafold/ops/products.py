@@ -21,6 +21,25 @@ def add_dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def add_product(b_a, b_b, b_sum, b_lost, PRECISION: tl.constexpr):
+    """``b_sum + b_a @ b_b``, for sums of many products; and what to give as ``b_lost`` next.
+
+    Of operands in full fp32 the sum's own rounding would be most of the error, term by term of
+    hundreds of thousands: there each product is added as a whole, and what the addition rounds
+    away is taken from the next (Kahan's summation). Elsewhere ``b_lost`` stays as it is.
+    """
+    if PRECISION == "ieee" and b_a.dtype == tl.float32:
+        # A difference, for Triton makes of a sum with a product the product's own running sum.
+        b_term = dot(b_a, b_b, PRECISION) - b_lost
+        b_next = b_sum + b_term
+        b_lost = (b_next - b_sum) - b_term
+        b_sum = b_next
+    else:
+        b_sum = add_dot(b_a, b_b, b_sum, PRECISION)
+    return b_sum, b_lost
+
+
+@triton.jit
 def operand(b, PRECISION: tl.constexpr):
     """What a product in TF32 takes of an fp32: the nearest number of 10 bits."""
     if PRECISION == "tf32" and b.dtype == tl.float32:

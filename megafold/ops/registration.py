@@ -16,44 +16,55 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _LIBRARY = torch.library.Library("megafold", "FRAGMENT")
+_CONSTANT = ("mask", "dropout")  # operands without a gradient
 _PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
+
+Outputs = torch.Tensor | tuple[torch.Tensor, ...]  # the output alone, or with what is kept
 
 
 @dataclass(frozen=True)
 class Passes:
     """An operator's two passes on the host, and what goes in and out, as schemas write it.
 
-    ``forward(*operands, *options)`` returns the output and what is kept.
-    ``backward(grad, *operands, *kept, *some options, asked)`` returns the gradients asked for, of
-    the operands that can have one, in their order; the output is the first kept where it is.
+    ``forward(*operands, *options)`` returns the output and what is kept; if that is nothing, the
+    output itself. ``backward(grad, *operands, *kept, *some options, asked)`` returns the gradients
+    asked for, of the operands that can have one, in their order; the output is the first kept
+    where it is.
     """
 
     name: str
-    operands: Sequence[str]  # "Tensor x", "Tensor? norm_weight"; a "mask" has no gradient
+    operands: Sequence[str]  # "Tensor x", "Tensor? norm_weight"; "mask", "dropout": no gradient
     options: Sequence[str]  # "float eps"
     kept: Sequence[str]  # "Tensor stats": what forward returns beside the output
-    forward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., Outputs]
     backward: Callable[..., list[torch.Tensor]]
-    fake: Callable[..., tuple[torch.Tensor, ...]]  # what forward returns, not computed
+    fake: Callable[..., Outputs]  # what forward returns, not computed
     for_backward: Sequence[str] = ()  # names of the options that backward takes
     keeps_output: bool = False
+    # The operand that the rest is added to. Its gradient is that of the output, so that it is not
+    # kept, and backward neither takes nor answers for it.
+    added: str | None = None
+    laid_out: Sequence[str] = ()  # whose gradients lie in memory as they do; others contiguous
 
 
-def register(of: Passes) -> Callable[..., tuple[torch.Tensor, ...]]:
+def register(of: Passes) -> Callable[..., Any]:
     """Register ``megafold::<name>`` and ``megafold::<name>_backward``.
 
     Returns:
-        What calls the forward pass by the shortest way: ``(*operands, *options)`` to the output
-        and what is kept.
+        What calls the forward pass by the shortest way: ``(*operands, *options)`` to what that
+        returns.
     """
     names = [operand.split()[-1] for operand in of.operands]
-    with_gradient = [i for i, name in enumerate(names) if name != "mask"]
+    kept_operands = [i for i, name in enumerate(names) if name != of.added]
+    with_gradient = [i for i in kept_operands if names[i] not in _CONSTANT]
+    added = None if of.added is None else names.index(of.added)
     many, options = len(names), [option.split()[-1] for option in of.options]
     passed_on = [options.index(name) for name in of.for_backward]
     out = ["Tensor out"] if of.keeps_output else []
     results = ", ".join(["Tensor"] * (1 + len(of.kept)))
     _LIBRARY.define(f"{of.name}({', '.join((*of.operands, *of.options))}) -> ({results})")
-    given = ["Tensor grad", *of.operands, *out, *of.kept, *(of.options[i] for i in passed_on)]
+    operands = [of.operands[i] for i in kept_operands]
+    given = ["Tensor grad", *operands, *out, *of.kept, *(of.options[i] for i in passed_on)]
     _LIBRARY.define(f"{of.name}_backward({', '.join(given)}, bool[] asked) -> Tensor[]")
     _LIBRARY.impl(of.name, of.forward, "CompositeExplicitAutograd")
     _LIBRARY.impl(f"{of.name}_backward", of.backward, "CompositeExplicitAutograd")
@@ -62,30 +73,40 @@ def register(of: Passes) -> Callable[..., tuple[torch.Tensor, ...]]:
 
     def fake_gradients(grad: torch.Tensor, *rest: Any) -> list[torch.Tensor]:
         *tensors, asked = rest
+        given = dict(zip(kept_operands, tensors, strict=False))
         return [
-            tensors[i].new_empty(tensors[i].shape)
+            torch.empty_like(given[i])
+            if names[i] in of.laid_out
+            else given[i].new_empty(given[i].shape)
             for i, one in zip(with_gradient, asked, strict=True)
             if one
         ]
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        result, *kept = output
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        result, *kept = output if of.kept else (output,)
+        if added is not None and inputs[added] is not None:
+            ctx.added_dtype = inputs[added].dtype
         ctx.passed_on = [inputs[many + i] for i in passed_on]
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:many], *([result] if of.keeps_output else []), *kept)
+        operands = (inputs[i] for i in kept_operands)
+        ctx.save_for_backward(*operands, *([result] if of.keeps_output else []), *kept)
 
     def gradients(ctx: Any, grad: torch.Tensor | None, *_kept: None) -> tuple[Any, ...]:
         found: list[torch.Tensor | None] = [None] * (many + len(options))
         if grad is not None:
             asked = [ctx.needs_input_grad[i] for i in with_gradient]
-            # With a graph of the backward pass: the operator, which refuses a second derivative.
-            seen = torch.is_grad_enabled() or traced(grad)
-            backward = backward_as_operator if seen else of.backward
-            computed = iter(backward(grad, *ctx.saved_tensors, *ctx.passed_on, asked))
-            for i, one in zip(with_gradient, asked, strict=True):
-                if one:
-                    found[i] = next(computed)
+            if any(asked):
+                # With a graph of the backward pass: the operator, which refuses a second
+                # derivative.
+                seen = torch.is_grad_enabled() or traced(grad)
+                backward = backward_as_operator if seen else of.backward
+                computed = iter(backward(grad, *ctx.saved_tensors, *ctx.passed_on, asked))
+                for i, one in zip(with_gradient, asked, strict=True):
+                    if one:
+                        found[i] = next(computed)
+            if added is not None and ctx.needs_input_grad[added]:
+                found[added] = grad.to(ctx.added_dtype)
         return tuple(found)
 
     def no_second_derivative(ctx: Any, *grads: Any) -> None:
@@ -96,7 +117,7 @@ def register(of: Passes) -> Callable[..., tuple[torch.Tensor, ...]]:
 
     class ShortWay(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        def forward(ctx: Any, *inputs: Any) -> Any:
             # Not in a `setup_context`: with one, PyTorch inspects the signature in every call.
             output = of.forward(*inputs)
             save(ctx, inputs, output)
@@ -110,7 +131,7 @@ def register(of: Passes) -> Callable[..., tuple[torch.Tensor, ...]]:
     torch.library.register_autograd(own, gradients, setup_context=save, lib=_LIBRARY)
     torch.library.register_autograd(its_backward, no_second_derivative, lib=_LIBRARY)
 
-    def call(*inputs: Any) -> tuple[torch.Tensor, ...]:
+    def call(*inputs: Any) -> Any:
         operands = inputs[:many]
         if traced(*operands):
             return as_operator(*inputs)

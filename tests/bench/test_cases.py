@@ -12,6 +12,8 @@ TINY = [
     cases.case("evo_attention", "B2 S3 N8 H2 D8"),
     cases.case("evo_attention", "B2 S1 N4 K12 H2 D8 shared"),
     cases.case("layer_norm_linear", "M10 C8 O6"),
+    cases.case("gated_linear", "N6 C8"),
+    cases.case("gated_linear", "N6 C8 O12"),
     cases.case("transition", "M10 C8 H24"),
     cases.case("triangle_multiplication", "B2 N6 C8"),
     cases.case("triangle_multiplication", "B2 N6 C8 incoming"),
@@ -31,9 +33,8 @@ def seeded() -> torch.Generator:
 @pytest.mark.parametrize("direction", cases.DIRECTIONS)
 def test_operations_are_those_that_pytorch_counts(case, direction):
     inputs = case.make_inputs("cpu", torch.float32, seeded())
-    for t in inputs.values():
-        if t.is_floating_point():
-            t.requires_grad_(direction == "full")
+    for t in cases.differentiable(inputs).values():
+        t.requires_grad_(direction == "full")
     with FlopCounterMode(display=False) as counter:
         out = case.run_reference(inputs)
         if direction == "full":
@@ -48,7 +49,7 @@ def test_bytes_are_those_of_the_tensors(case, dtype):
     out = case.run_reference(inputs)
     read = sum(t.nbytes for t in inputs.values())
     assert case.bytes("forward", dtype) == read + out.nbytes
-    gradients = sum(t.nbytes for t in inputs.values() if t.is_floating_point())
+    gradients = sum(t.nbytes for t in cases.differentiable(inputs).values())
     assert case.bytes("full", dtype) == 2 * (read + out.nbytes) + out.nbytes + gradients
 
 
@@ -67,6 +68,16 @@ def test_a_tenth_of_the_keys_is_masked():
     case = cases.case("evo_attention", "B1 S64 N64 H1 D8")
     mask = case.make_inputs("cpu", torch.float32, seeded())["mask"]
     assert 0.88 < mask.float().mean() < 0.92
+
+
+def test_dropout_keeps_three_quarters_and_has_no_gradient():
+    case = cases.case("gated_linear", "N64 C16")
+    inputs = case.make_inputs("cpu", torch.float32, seeded())
+    dropout = inputs["dropout"]
+    assert set(dropout.unique().tolist()) == {0.0, dropout.max().item()}
+    torch.testing.assert_close(dropout.max().item(), 4 / 3)
+    assert 0.7 < (dropout > 0).float().mean() < 0.8
+    assert list(cases.differentiable(inputs)) == ["x", "gate", "weight", "residual"]
 
 
 def test_flags_reach_the_operator():

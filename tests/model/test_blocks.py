@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from megafold.model.attention import AttentionPairBias
-from megafold.model.blocks import recomputed
+from megafold.model.blocks import Blocks, recomputed
 from megafold.model.dropout import add_dropped, dropout_shared, repeating, shared_mask
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
 from megafold.model.msa import OuterProductMean, PairWeightedAveraging
@@ -206,6 +206,25 @@ def test_a_recomputed_block_has_the_gradient_of_its_own_dropout():
     torch.testing.assert_close(grad, (out / x.sin() * x.cos()).detach())
     assert len(calls) == 2
     assert 0 < (grad == 0).sum() < grad.numel()
+
+
+def test_what_stands_in_for_parameters_does_so_where_a_block_is_recomputed():
+    block = torch.nn.Linear(3, 3)
+    x, other = draw(4, 3).requires_grad_(), draw(3, 3).requires_grad_()
+
+    class Stack(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = Blocks([block], checkpointing=True)
+
+        def forward(self, x):
+            return self.blocks.run(self.blocks[0], x).sin()
+
+    given = {"blocks.0.weight": other, "blocks.0.bias": draw(3)}
+    out = torch.func.functional_call(Stack().double(), given, (x,))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    expected = torch.nn.functional.linear(x, other, given["blocks.0.bias"]).cos() @ other
+    torch.testing.assert_close(grad, expected)
 
 
 def test_the_order_of_alignment_rows_does_not_matter(model, batch):

@@ -36,6 +36,13 @@ def layer_norm_linear(x, norm_weight, norm_bias, weight, bias=None, eps=1e-5):
     return out if bias is None else out + bias
 
 
+def gated_linear(x, gate, weight, residual=None, dropout=None):
+    """The gate, the projection, dropout and the residual around Algorithms 14 and 15."""
+    out = torch.einsum("...c,oc->...o", x / (1 + torch.exp(-gate)), weight)
+    out = out if dropout is None else dropout * out
+    return out if residual is None else residual + out
+
+
 def transition(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps=1e-5):
     """Algorithm 11."""
     n = layer_norm(x, norm_weight, norm_bias, eps)

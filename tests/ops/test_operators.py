@@ -15,6 +15,7 @@ CASES = [
     cases.case("evo_attention", "B2 S3 N9 H2 D8"),
     cases.case("evo_attention", "B3 S2 N5 K11 H2 D24 shared"),
     cases.case("layer_norm_linear", "M37 C24 O10"),
+    cases.case("gated_linear", "N6 C24 O10"),
     cases.case("transition", "M37 C16 H48"),
     cases.case("triangle_multiplication", "B2 N7 C8"),
     cases.case("triangle_multiplication", "B2 N7 C8 incoming"),
@@ -22,9 +23,11 @@ CASES = [
     cases.case("conditioned_transition", "S2 N9 A16 C12 H24"),
     cases.case("conditioned_transition", "S3 N9 A16 C12 H24 shared"),
 ]
+WITHOUT_NORM = ("evo_attention", "gated_linear")
 LARGER = [
     cases.case("evo_attention", "B1 S17 N33 H4 D32"),
     cases.case("layer_norm_linear", "M1025 C128 O16"),
+    cases.case("gated_linear", "N33 C64"),
     cases.case("transition", "M257 C64 H256"),
     cases.case("triangle_multiplication", "B1 N33 C32"),
     cases.case("adaptive_layer_norm", "S3 N65 A96 C48"),
@@ -52,7 +55,7 @@ def test_reference_is_the_equation(case):
         torch.testing.assert_close(value, expected[result], rtol=1e-10, atol=1e-12, msg=result)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.op != "evo_attention"], ids=name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.op not in WITHOUT_NORM], ids=name)
 def test_eps_reaches_every_norm(case):
     inputs, _ = draw(case, torch.float64)
     out = case.function(**inputs, **case.options, eps=0.3)
@@ -79,7 +82,7 @@ def test_operator_is_as_accurate_as_eager(case, dtype):
 @each_case
 def test_gradients_match_finite_differences(case):
     inputs, _ = draw(case, torch.float64)
-    names = [n for n, t in inputs.items() if t is not None and t.is_floating_point()]
+    names = list(cases.differentiable(inputs))
 
     def function(*tensors):
         return case.run({**inputs, **dict(zip(names, tensors, strict=True))})
@@ -133,7 +136,7 @@ def test_inputs_are_left_as_they_were(case):
 @each_case
 def test_second_backward_gives_the_same_gradients(case):
     inputs, grad = draw(case, torch.float32)
-    leaves = [t.requires_grad_() for t in inputs.values() if t.is_floating_point()]
+    leaves = [t.requires_grad_() for t in cases.differentiable(inputs).values()]
     out = case.run(inputs)
     first = torch.autograd.grad(out, leaves, grad, retain_graph=True)
     second = torch.autograd.grad(out, leaves, grad)
@@ -167,10 +170,10 @@ def test_autocast_is_like_casting_what_pytorch_would_cast(case):
     inputs, _ = draw(case, torch.float32)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         out = case.run(inputs)
-    # adaptive_layer_norm adds to a norm, which autocast leaves in fp32; the others end in a
-    # matrix product (or multiply two of them), which autocast returns in bf16.
-    adds_to_a_norm = case.op == "adaptive_layer_norm"
-    assert out.dtype == (torch.float32 if adds_to_a_norm else torch.bfloat16)
+    # gated_linear adds to a residual, which stays in fp32; the others end in a matrix product (or
+    # multiply two of them), which autocast returns in bf16, or are rounded to it.
+    adds_to_fp32 = case.op == "gated_linear"
+    assert out.dtype == (torch.float32 if adds_to_fp32 else torch.bfloat16)
     exact = accuracy.exact_results(case, inputs)["output"]
     error, _ = accuracy.relative_errors(out, exact)
     halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in inputs.items()}
@@ -197,6 +200,8 @@ def test_autocast_takes_mixed_dtypes_and_nothing_else_does(case):
         ("evo_attention", "B1 S2 N0 H2 D8"),
         ("layer_norm_linear", "M0 C8 O4"),
         ("layer_norm_linear", "M3 C8 O0"),
+        ("gated_linear", "N0 C8"),
+        ("gated_linear", "N3 C8 O0"),
         ("transition", "M0 C8 H16"),
         ("triangle_multiplication", "B0 N4 C8"),
         ("triangle_multiplication", "B1 N0 C8"),

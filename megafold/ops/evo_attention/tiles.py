@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import exponential
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -158,24 +160,11 @@ def shift_of(b_max, EXACT: tl.constexpr):
 def weights(b_x, b_shift, EXACT: tl.constexpr):
     """``exp(b_x - maximum)``, from logits and the shift of their maximum.
 
-    The hardware's power of two is good to 22 bits: plenty for 16-bit results and for
-    TF32. For full fp32 (EXACT) it takes as many operations as in a mathematical library: the
-    argument less a multiple of ln 2 (in two parts, Cody and Waite 1980), a polynomial (Taylor to
-    the 7th power, error 2**-27), a power of two.
+    The hardware's power of two is good to 22 bits: plenty for 16-bit results and for TF32; not
+    for full fp32 (EXACT).
     """
     if EXACT:
-        b_t = tl.maximum(b_x - b_shift, -104.0)  # below the smallest fp32, -inf too
-        b_n = tl.floor(b_t * LOG2E + 0.5)
-        b_f = (b_t - b_n * 0.693359375) + b_n * 2.12194440e-4
-        b_y = 1.0 / 5040.0
-        b_y = b_y * b_f + 1.0 / 720.0
-        b_y = b_y * b_f + 1.0 / 120.0
-        b_y = b_y * b_f + 1.0 / 24.0
-        b_y = b_y * b_f + 1.0 / 6.0
-        b_y = b_y * b_f + 0.5
-        b_y = b_y * b_f + 1.0
-        b_y = b_y * b_f + 1.0
-        return b_y * tl.exp2(b_n)
+        return exponential(b_x - b_shift)
     else:
         return tl.exp2(b_x * LOG2E - b_shift)
 

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 
 from megafold.ops.layer_norm.kernels import grad_of_normalised, load_channels
-from megafold.ops.products import add_dot, dot
+from megafold.ops.products import add_dot, add_product, dot
 from megafold.ops.triangle_multiplication.tiles import (
-    add_product,
     channel_first,
     load_first,
     load_rows,

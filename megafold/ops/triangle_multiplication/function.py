@@ -143,7 +143,7 @@ def _configs(
     return launch.described(z, autocast(p_in_weight))
 
 
-def _limit(z: torch.Tensor) -> str | None:
+def _limit(z: torch.Tensor, *rest: object, **options: object) -> str | None:
     """Why the kernels cannot take this z; None where they can."""
     if z.shape[-1] <= WIDEST:
         return None

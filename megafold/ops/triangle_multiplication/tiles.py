@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from megafold.ops.layer_norm.kernels import load_channels
-from megafold.ops.products import add_dot, dot
 
 
 @triton.jit
@@ -91,25 +90,6 @@ def load_numbers(p, o_m, m_m, EVEN_M: tl.constexpr):
         return tl.load(p + o_m)
     else:
         return tl.load(p + o_m, mask=m_m, other=0.0)
-
-
-@triton.jit
-def add_product(b_a, b_b, b_sum, b_lost, PRECISION: tl.constexpr):
-    """``b_sum + b_a @ b_b``, for sums of many products; and what to give as ``b_lost`` next.
-
-    Of operands in full fp32 the sum's own rounding would be most of the error, term by term of
-    hundreds of thousands: there each product is added as a whole, and what the addition rounds
-    away is taken from the next (Kahan's summation). Elsewhere ``b_lost`` stays as it is.
-    """
-    if PRECISION == "ieee" and b_a.dtype == tl.float32:
-        # A difference, for Triton makes of a sum with a product the product's own running sum.
-        b_term = dot(b_a, b_b, PRECISION) - b_lost
-        b_next = b_sum + b_term
-        b_lost = (b_next - b_sum) - b_term
-        b_sum = b_next
-    else:
-        b_sum = add_dot(b_a, b_b, b_sum, PRECISION)
-    return b_sum, b_lost
 
 
 @triton.jit

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 
 from megafold.ops.layer_norm.kernels import load_channels
-from megafold.ops.products import dot
+from megafold.ops.products import add_product, dot
 from megafold.ops.triangle_multiplication.tiles import (
-    add_product,
     load_first,
     load_rows,
     scaled,
