@@ -46,3 +46,24 @@ def operand(b, PRECISION: tl.constexpr):
         return ((b.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     else:
         return b
+
+
+@triton.jit
+def dot_in_parts(b_a, b_b, K: tl.constexpr, PRECISION: tl.constexpr):
+    """``b_a @ b_b`` of ``[M, K]`` and ``[K, N]``; in full fp32 sixteen terms at a time.
+
+    There 128 terms, added one after another, round twice as far off as those of the vendor's
+    library do. (What is not of a part is zero in both, so that infinite numbers stay of theirs.)
+    """
+    if PRECISION == "ieee" and b_a.dtype == tl.float32:
+        o_k = tl.arange(0, K)
+        b_sum = tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32)
+        b_lost = tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32)
+        for first in range(0, K, 16):
+            m_k = (o_k >= first) & (o_k < first + 16)
+            b_left = tl.where(m_k[None, :], b_a, 0.0)
+            b_right = tl.where(m_k[:, None], b_b, 0.0)
+            b_sum, b_lost = add_product(b_left, b_right, b_sum, b_lost, PRECISION)
+        return b_sum
+    else:
+        return dot(b_a, b_b, PRECISION)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from megafold.ops.exact import sigmoid
-from megafold.ops.products import add_product, dot
+from megafold.ops.products import add_product, dot_in_parts
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def put_out(
     o_n = first + o_o
     if p_residual is not None:  # asked for before the product, which need not wait for it
         b_residual = load_rows(p_residual, o_residual, m_m, o_n, OUTS, EVEN_O)
-    b_out = dot(b_gated, tl.trans(b_w), PRECISION)
+    b_out = dot_in_parts(b_gated, tl.trans(b_w), b_w.shape[1], PRECISION)
     if p_dropout is not None:
         b_out *= load_rows(p_dropout, o_dropout, m_m, o_n, OUTS, EVEN_O).to(tl.float32)
     if p_residual is not None:
@@ -212,7 +212,7 @@ def backward_kernel(
         if OF_GATE or OF_WEIGHT:
             b_x = load_rows(p_x, starts(o_m, inner, x_i, x_j), m_m, o_c, C, EVEN_C)
         if OF_X or OF_GATE:
-            b_of_gated = dot(b_g, b_w, PRECISION)
+            b_of_gated = dot_in_parts(b_g, b_w, BLOCK_O, PRECISION)
         b_s = sigmoid(b_gate.to(tl.float32), EXACT)
         if OF_GATE or OF_WEIGHT:
             b_gated = (b_x.to(tl.float32) * b_s).to(PRODUCT)
