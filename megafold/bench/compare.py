@@ -66,7 +66,8 @@ class Comparison:
         if dtype is None:  # "tf32": operands are fp32
             dtype = torch.float32
         held = case.result_bytes(self.direction, dtype) / MB
-        return (self.peak_mb[OURS] - held) / (theirs - held) if theirs > held else None
+        # What is left of theirs may be no more than records round off.
+        return (self.peak_mb[OURS] - held) / (theirs - held) if theirs > 1.001 * held else None
 
 
 def compare(records: Iterable[Record]) -> list[Comparison]:

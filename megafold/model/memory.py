@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from megafold.model.alphafold3 import AlphaFold3
 
 # Tensors of the size of its input that one block holds at its peak. (Fused: training steps of
-# `small` on an H100, of 256 tokens in fp32 and of 384 and 768 in bf16, took 62 to 66.)
+# `small` on an H100, of 256 tokens in fp32 and of 384 and 768 in bf16, took 62 to 66; those in
+# bf16 had a pair stream in fp32 then.)
 PAIR_TRAINING, PAIR_FUSED, PAIR_SAMPLING = 85, 55, 12
 ROWS_TRAINING, ROWS_SAMPLING = 25, 8  # alignment rows, tokens and atoms alike
 LOGITS_TRAINING, LOGITS_SAMPLING = 3, 2  # attention, where no kernel is fused
