@@ -9,6 +9,7 @@ from megafold.ops.adaptive_layer_norm.reference import reference
 from megafold.ops.checks import (
     autocast,
     autocast_dtype,
+    broadcasts,
     check_floats,
     check_shape,
     described,
@@ -80,7 +81,7 @@ def check(
             raise ValueError(
                 f"{NAME}: {name} has shape {tuple(tensor.shape)}, expected [..., C] with C > 0"
             )
-    if not _broadcasts(tuple(s.shape[:-1]), tuple(a.shape[:-1])):
+    if not broadcasts(tuple(s.shape[:-1]), tuple(a.shape[:-1])):
         raise ValueError(
             f"{NAME}: s has shape {tuple(s.shape)}, expected leading dimensions that broadcast "
             f"to those of {described('a', a)}"
@@ -90,14 +91,6 @@ def check(
     check_shape(NAME, "weight_gate", weight_gate, shape, "[Ca, Cs]", of)
     check_shape(NAME, "bias_gate", bias_gate, shape[:1], "[Ca]", of)
     check_shape(NAME, "weight_shift", weight_shift, shape, "[Ca, Cs]", of)
-
-
-def _broadcasts(source: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether ``source`` broadcasts to ``target`` without enlarging it."""
-    if len(source) > len(target):
-        return False
-    trailing = target[len(target) - len(source) :]
-    return all(n in (1, m) for n, m in zip(source, trailing, strict=True))
 
 
 def _configs(
