@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from megafold import ops
+from megafold.ops.registration import CONSTANT
 
 Inputs = dict[str, torch.Tensor | None]
 Sizes = Mapping[str, int]
@@ -26,7 +27,6 @@ DIRECTIONS = ("forward", "full")
 PAIR_BLOCK = "pair_block"
 MASKED = 0.1  # share of keys, or of pairs, that the mask leaves out
 DROPPED = 0.25  # share of channels that dropout leaves out
-CONSTANT = ("mask", "dropout")  # names, and kinds, of arguments without a gradient
 
 
 @dataclass(frozen=True)

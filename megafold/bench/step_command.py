@@ -70,6 +70,8 @@ def _bench_step(args: argparse.Namespace) -> int:
         for implementation in chosen:
             torch.compiler.reset()
             gc.collect()  # what the last model and its recordings held
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             try:
                 (cost,) = step_costs(
                     [crop], args.model, device, checkpointing=not args.keep,

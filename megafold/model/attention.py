@@ -67,7 +67,8 @@ class AttentionPairBias(nn.Module):
             key_mask = windows.key_mask[:, None]
         out = ops.evo_attention(q, k, v, key_mask, bias)
         out = out.squeeze(0) if windows is None else windows.merge(out)
-        out = ops.gated_linear(out.flatten(-2), g, self.linear_out.weight)
+        # Not `ops.gated_linear`, whose kernels take 128 channels at most: tokens have more.
+        out = self.linear_out(torch.sigmoid(g) * out.flatten(-2))
         if self.conditioned:
             out = torch.sigmoid(self.linear_scale(s)) * out
         return out

@@ -70,7 +70,8 @@ def estimate_memory(
     atom_logits = logits * samples * windows * config.atom_heads * QUERIES * KEYS
     atom_block = act * atom_stream + atom_logits
     if not training:
-        return element_size * max(pair_block + msa, 2 * pair + token_block, 2 * pair + atom_block)
+        given = 2 * pair + config.diffusion_blocks * config.diffusion_heads * tokens**2  # biases
+        return element_size * max(pair_block + msa, given + token_block, given + atom_block)
     stacks = {  # number of blocks, what one holds, what one keeps with checkpointing
         "msa": (config.msa_blocks, pair_block + msa, pair),
         "pairformer": (config.pairformer_blocks, pair_block, pair),

@@ -33,10 +33,10 @@ class OuterProductMean(nn.Module):
     def forward(self, m: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """m ``[M, N, c_m]``, mask ``[M, N]`` bool; returns ``[N, N, c_z]``."""
         weight, count = mask.to(m.dtype), mask.shape[0]
-        a, b = (self.ab(m) * weight[..., None]).chunk(2, dim=-1)
-        # Divided by all rows before the sum, which would be large, and made up for behind the
-        # projection, whose result is smaller than the outer products.
-        outer = torch.einsum("sic,sjd->ijcd", a / count, b).flatten(-2)
+        # By the root of their number each: half precision has neither the sum nor a's part of it.
+        a, b = (self.ab(m) * (weight * count**-0.5)[..., None]).chunk(2, dim=-1)
+        # What rows are masked is made up for behind the projection, whose result is smaller.
+        outer = torch.einsum("sic,sjd->ijcd", a, b).flatten(-2)
         update = F.linear(outer, self.linear_out.weight)
         # (Autocast on a GPU has reciprocals in fp32.)
         more = (count / (weight.T @ weight).clamp(min=1.0)).to(update.dtype)

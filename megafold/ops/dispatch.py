@@ -68,6 +68,7 @@ class Operator:
     limit: Callable[..., str | None] | None = None
     # Why PyTorch is faster for a call, of the same signature; None where it is not.
     slower: Callable[..., str | None] | None = None
+    known_from: str = "measured on an H100"  # that it is
 
 
 REGISTRY: dict[str, Operator] = {}
@@ -142,7 +143,7 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     slower = REGISTRY[operator].slower
     why = None if slower is None else slower(tensor, *others, **more)
     if why is not None:
-        return Choice(operator, "torch", f"{why}; measured on an H100")
+        return Choice(operator, "torch", f"{why}; {REGISTRY[operator].known_from}")
     return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
 
 

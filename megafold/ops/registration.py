@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _LIBRARY = torch.library.Library("megafold", "FRAGMENT")
-_CONSTANT = ("mask", "dropout")  # operands without a gradient
+CONSTANT = ("mask", "dropout")  # operands without a gradient
 _PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
 
 Outputs = torch.Tensor | tuple[torch.Tensor, ...]  # the output alone, or with what is kept
@@ -56,7 +56,7 @@ def register(of: Passes) -> Callable[..., Any]:
     """
     names = [operand.split()[-1] for operand in of.operands]
     kept_operands = [i for i, name in enumerate(names) if name != of.added]
-    with_gradient = [i for i in kept_operands if names[i] not in _CONSTANT]
+    with_gradient = [i for i in kept_operands if names[i] not in CONSTANT]
     added = None if of.added is None else names.index(of.added)
     many, options = len(names), [option.split()[-1] for option in of.options]
     passed_on = [options.index(name) for name in of.for_backward]

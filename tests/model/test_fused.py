@@ -19,6 +19,7 @@ from megafold import data, ops
 from megafold.bench import accuracy
 from megafold.data.batch import Batch, pad_batch
 from megafold.model import CONFIGS, STAGES, AlphaFold3, training_loss
+from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from tests.model.seeds import seeded
 
@@ -154,6 +155,19 @@ def test_both_backends_are_one_model_on_the_cpu(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_both_backends_are_one_model_on_a_gpu(dtype):
     assert_the_same_model(dtype, "cuda")
+
+
+@torch.no_grad()
+def test_tokens_with_more_channels_than_a_kernel_takes_are_attended_to_by_the_others():
+    torch.manual_seed(0)
+    block = AttentionPairBias(144, 8, 6, c_s=16)
+    a, pair, s = torch.randn(1, 5, 144), torch.randn(5, 5, 8), torch.randn(1, 5, 16)
+    mask = torch.tensor([True, True, False, True, True])
+    found = {}
+    for backend in ("torch", "triton"):
+        with ops.use(backend):
+            found[backend] = block(a, pair, mask, s)
+    torch.testing.assert_close(found["triton"], found["torch"])
 
 
 def test_blocks_are_computed_again_by_the_implementation_they_were_computed_with():
