@@ -276,6 +276,27 @@ def _triangle_multiplication(n: Sizes) -> _Built:
     return arguments, {"outgoing": "incoming" not in n}, arguments["z"].shape, flops
 
 
+def _triangle_attention(n: Sizes) -> _Built:
+    batch, tokens, channels, heads = n["B"], n["N"], n["C"], n["H"]
+    hidden = heads * n.get("D", channels // heads)
+    pairs = batch * tokens * tokens
+    arguments = {
+        "z": Argument((batch, tokens, tokens, channels), "data"),
+        "mask": Argument((batch, tokens, tokens), "mask"),
+        "norm_weight": Argument((channels,), "scale"),
+        "norm_bias": Argument((channels,), "offset"),
+        **{f"{x}_weight": Argument((hidden, channels), "weight") for x in "qkv"},
+        "b_weight": Argument((heads, channels), "weight"),
+        "g_weight": Argument((hidden, channels), "weight"),
+        "out_weight": Argument((channels, hidden), "weight"),
+        "dropout": Argument((batch, 1, tokens, channels), "dropout"),
+    }
+    projected = 4 * hidden + heads + -(4 * hidden + heads) % 16  # with what fills rows up
+    flops = 2 * pairs * (channels * (projected + hidden) + 2 * tokens * hidden)
+    options = {"starting": "ending" not in n, "residual": True}
+    return arguments, options, arguments["z"].shape, flops
+
+
 def _adaptive_layer_norm(n: Sizes) -> _Built:
     samples, tokens, channels, condition = n["S"], n["N"], n["A"], n["C"]
     conditions = 1 if "shared" in n else samples
@@ -341,6 +362,7 @@ _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "gated_linear": ("N C", "O", _gated_linear),
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
+    "triangle_attention": ("B N C H", "D ending", _triangle_attention),
     PAIR_BLOCK: ("N C H", "", _pair_block_case),
     "adaptive_layer_norm": ("S N A C", "shared", _adaptive_layer_norm),
     "conditioned_transition": ("S N A C H", "shared", _conditioned_transition),
@@ -406,6 +428,10 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "triangle_multiplication": {
         "small": ("B1 N32 C128", "B1 N64 C128", "B1 N64 C128 incoming"),
         "full": ("B1 N384 C128", "B1 N768 C128", "B1 N768 C128 incoming"),
+    },
+    "triangle_attention": {
+        "small": ("B1 N32 C128 H4", "B1 N64 C128 H4", "B1 N64 C128 H4 ending"),
+        "full": ("B1 N384 C128 H4", "B1 N384 C128 H4 ending", "B1 N768 C128 H4"),
     },
     "adaptive_layer_norm": {
         "small": ("S4 N128 A768 C384", "S4 N256 A64 C64 shared"),

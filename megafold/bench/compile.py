@@ -55,6 +55,7 @@ KERNEL_MODULES = (
     "megafold.ops.gated_linear.variants",
     "megafold.ops.adaptive_layer_norm.variants",
     "megafold.ops.triangle_multiplication.variants",
+    "megafold.ops.triangle_attention.variants",
 )
 
 

@@ -9,10 +9,6 @@ from megafold import ops
 from megafold.model.dropout import add_dropped, dropout_mask
 from megafold.model.primitives import Transition, linear
 
-# Rows of a projection that is cut into parts are multiples of this: the kernels read a part 16
-# bytes at a time where each of its rows begins at such an address, else number by number.
-ALIGNED = 16
-
 
 class TriangleMultiplication(nn.Module):
     """Algorithms 12 (outgoing) and 13 (incoming). z ``[N, N, C]``, mask ``[N, N]`` bool."""
@@ -49,7 +45,6 @@ class TriangleAttention(nn.Module):
 
     def __init__(self, c_z: int, heads: int, *, starting: bool) -> None:
         super().__init__()
-        self.heads = heads
         self.starting = starting
         self.layer_norm = nn.LayerNorm(c_z)
         self.linear_q = linear(c_z, c_z)
@@ -63,34 +58,27 @@ class TriangleAttention(nn.Module):
         self,
         z: torch.Tensor,
         mask: torch.Tensor,
-        residual: torch.Tensor | None = None,
         dropout: torch.Tensor | None = None,
+        *,
+        residual: bool = False,
     ) -> torch.Tensor:
-        """The update of z, times ``dropout`` where there is one, added to ``residual``."""
-        layers = (self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_b)
-        widths = [layer.out_features for layer in layers]
-        padding = self.linear_b.weight.new_zeros(-sum(widths) % ALIGNED, z.shape[-1])
-        widths[-1] += len(padding)  # so that every part is aligned, in the backward pass too
-        # One LayerNorm feeds all five projections.
-        projected = ops.layer_norm_linear(
-            z,
+        """The update of z, times ``dropout`` where there is one; added to z with ``residual``."""
+        return ops.triangle_attention(
+            z.unsqueeze(0),
+            mask.unsqueeze(0),
             self.layer_norm.weight,
             self.layer_norm.bias,
-            torch.cat([*(layer.weight for layer in layers), padding]),
+            self.linear_q.weight,
+            self.linear_k.weight,
+            self.linear_v.weight,
+            self.linear_b.weight,
+            self.linear_g.weight,
+            self.linear_out.weight,
+            starting=self.starting,
             eps=self.layer_norm.eps,
-        )
-        q, k, v, g, b = projected.split(widths, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).unsqueeze(0) for x in (q, k, v))
-        b = b[..., : self.heads].permute(2, 0, 1).unsqueeze(0)
-        mask = mask.unsqueeze(0)
-        if self.starting:
-            out = ops.evo_attention(q, k, v, mask, b).squeeze(0)
-        else:
-            # Around the ending node i and j change places: other strides, nothing copied.
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            out = ops.evo_attention(q, k, v, mask.transpose(1, 2), b.transpose(2, 3))
-            out = out.squeeze(0).transpose(0, 1)
-        return ops.gated_linear(out.flatten(-2), g, self.linear_out.weight, residual, dropout)
+            dropout=dropout,
+            residual=residual,
+        ).squeeze(0)
 
 
 class PairStack(nn.Module):
@@ -117,6 +105,6 @@ class PairStack(nn.Module):
         rows, columns = 0, 1  # along which a mask of dropout is the same
         z = added(self.triangle_multiplication_outgoing(z, mask), rows)
         z = added(self.triangle_multiplication_incoming(z, mask), rows)
-        z = self.triangle_attention_starting(z, mask, z, dropped(rows))
-        z = self.triangle_attention_ending(z, mask, z, dropped(columns))
+        z = self.triangle_attention_starting(z, mask, dropped(rows), residual=True)
+        z = self.triangle_attention_ending(z, mask, dropped(columns), residual=True)
         return z + self.transition(z)

@@ -1,8 +1,9 @@
 """The operators that make AlphaFold-3-class models slow, and what makes them fast.
 
-Seven functions of tensors, usable in any model: :func:`evo_attention`,
+Eight functions of tensors, usable in any model: :func:`evo_attention`,
 :func:`layer_norm_linear`, :func:`gated_linear`, :func:`transition`,
-:func:`triangle_multiplication`, :func:`adaptive_layer_norm` and :func:`conditioned_transition`.
+:func:`triangle_multiplication`, :func:`triangle_attention`, :func:`adaptive_layer_norm` and
+:func:`conditioned_transition`.
 :func:`use` switches the implementation of all of them, :func:`explain` says which one a call
 would run and why, and ``megafold.ops.reference`` holds the equation of each in plain PyTorch.
 Needs torch and triton, nothing else.
@@ -16,6 +17,7 @@ from megafold.ops.evo_attention import evo_attention
 from megafold.ops.gated_linear import gated_linear
 from megafold.ops.layer_norm_linear import layer_norm_linear
 from megafold.ops.transition import transition
+from megafold.ops.triangle_attention import triangle_attention
 from megafold.ops.triangle_multiplication import triangle_multiplication
 from megafold.ops.tuning import Config, reset_configs, use_config
 
@@ -33,6 +35,7 @@ __all__ = [
     "reference",
     "reset_configs",
     "transition",
+    "triangle_attention",
     "triangle_multiplication",
     "use",
     "use_config",

@@ -98,6 +98,28 @@ def check_shape(
         )
 
 
+def check_dropout(
+    operator: str, dropout: torch.Tensor | None, shape: tuple[int, ...], letters: str, of: str
+) -> None:
+    """Require what dropout multiplies by (where given) to broadcast to ``shape``, and no gradient.
+
+    Args:
+        letters, of: as in :func:`check_shape`.
+    """
+    if dropout is None:
+        return
+    if not broadcasts(tuple(dropout.shape), shape):
+        raise ValueError(
+            f"{operator}: dropout has shape {tuple(dropout.shape)}, expected one that broadcasts "
+            f"to {letters} = {shape} for {of}"
+        )
+    if dropout.requires_grad:
+        raise ValueError(
+            f"{operator}: dropout of shape {tuple(dropout.shape)} requires a gradient, which it "
+            "does not get; expected one without (dropout.detach())"
+        )
+
+
 def broadcasts(source: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether ``source`` broadcasts to ``target`` without enlarging it."""
     if len(source) > len(target):

@@ -11,6 +11,7 @@ from megafold.ops.evo_attention.reference import reference as evo_attention
 from megafold.ops.gated_linear.reference import reference as gated_linear
 from megafold.ops.layer_norm_linear.reference import reference as layer_norm_linear
 from megafold.ops.transition.reference import reference as transition
+from megafold.ops.triangle_attention.reference import reference as triangle_attention
 from megafold.ops.triangle_multiplication.reference import reference as triangle_multiplication
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "gated_linear",
     "layer_norm_linear",
     "transition",
+    "triangle_attention",
     "triangle_multiplication",
 ]

@@ -17,6 +17,8 @@ TINY = [
     cases.case("transition", "M10 C8 H24"),
     cases.case("triangle_multiplication", "B2 N6 C8"),
     cases.case("triangle_multiplication", "B2 N6 C8 incoming"),
+    cases.case("triangle_attention", "B2 N6 C8 H2"),
+    cases.case("triangle_attention", "B2 N6 C8 H3 D4 ending"),
     cases.case("adaptive_layer_norm", "S2 N5 A8 C6"),
     cases.case("pair_block", "N6 C16 H16"),  # widths that its projections need not fill up
     cases.case("conditioned_transition", "S2 N5 A8 C6 H12"),

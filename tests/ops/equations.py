@@ -65,6 +65,8 @@ def triangle_multiplication(
     g_out_weight,
     outgoing=True,
     eps=1e-5,
+    dropout=None,
+    residual=False,
 ):
     """Algorithms 12 and 13, a and b from their own halves of the weights."""
     c = z.shape[-1]
@@ -82,7 +84,9 @@ def triangle_multiplication(
     else:
         update = (a.unsqueeze(3) * b.unsqueeze(2)).sum(dim=1)  # [B, k, i, j, C]
     update = layer_norm(update, norm_out_weight, norm_out_bias, eps)
-    return torch.sigmoid(n @ g_out_weight.T) * (update @ p_out_weight.T)
+    update = torch.sigmoid(n @ g_out_weight.T) * (update @ p_out_weight.T)
+    update = update if dropout is None else dropout * update
+    return z + update if residual else update
 
 
 def adaptive_layer_norm(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps=1e-5):
@@ -118,3 +122,32 @@ def conditioned_transition(
     if bias_scale is not None:
         scale = scale + bias_scale
     return b @ weight_out.T / (1 + torch.exp(-scale))
+
+
+def triangle_attention(
+    z,
+    mask,
+    norm_weight,
+    norm_bias,
+    q_weight,
+    k_weight,
+    v_weight,
+    b_weight,
+    g_weight,
+    out_weight,
+    starting=True,
+    eps=1e-5,
+    dropout=None,
+    residual=False,
+):
+    """Algorithms 14 and 15; the ending node's edges are those of the starting node, transposed."""
+    n = layer_norm(z, norm_weight, norm_bias, eps)
+    if not starting:
+        n, mask = n.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
+    heads = b_weight.shape[0]
+    q, k, v = ((n @ w.T).unflatten(-1, (heads, -1)) for w in (q_weight, k_weight, v_weight))
+    out = evo_attention(q, k, v, mask, (n @ b_weight.T).permute(0, 3, 1, 2)).flatten(-2)
+    update = (torch.sigmoid(n @ g_weight.T) * out) @ out_weight.T
+    update = update if starting else update.transpose(1, 2)
+    update = update if dropout is None else dropout * update
+    return z + update if residual else update

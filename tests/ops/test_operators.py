@@ -19,6 +19,8 @@ CASES = [
     cases.case("transition", "M37 C16 H48"),
     cases.case("triangle_multiplication", "B2 N7 C8"),
     cases.case("triangle_multiplication", "B2 N7 C8 incoming"),
+    cases.case("triangle_attention", "B2 N7 C8 H2"),
+    cases.case("triangle_attention", "B2 N7 C12 H2 D8 ending"),
     cases.case("adaptive_layer_norm", "S2 N9 A16 C12"),
     cases.case("conditioned_transition", "S2 N9 A16 C12 H24"),
     cases.case("conditioned_transition", "S3 N9 A16 C12 H24 shared"),
@@ -30,6 +32,7 @@ LARGER = [
     cases.case("gated_linear", "N33 C64"),
     cases.case("transition", "M257 C64 H256"),
     cases.case("triangle_multiplication", "B1 N33 C32"),
+    cases.case("triangle_attention", "B1 N33 C32 H2"),
     cases.case("adaptive_layer_norm", "S3 N65 A96 C48"),
     cases.case("conditioned_transition", "S3 N65 A96 C48 H192"),
 ]
@@ -170,9 +173,9 @@ def test_autocast_is_like_casting_what_pytorch_would_cast(case):
     inputs, _ = draw(case, torch.float32)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         out = case.run(inputs)
-    # gated_linear adds to a residual, which stays in fp32; the others end in a matrix product (or
-    # multiply two of them), which autocast returns in bf16, or are rounded to it.
-    adds_to_fp32 = case.op == "gated_linear"
+    # Where there is a residual it stays in fp32; the others end in a matrix product (or multiply
+    # two of them), which autocast returns in bf16, or are rounded to it.
+    adds_to_fp32 = case.op in ("gated_linear", "triangle_attention")
     assert out.dtype == (torch.float32 if adds_to_fp32 else torch.bfloat16)
     exact = accuracy.exact_results(case, inputs)["output"]
     error, _ = accuracy.relative_errors(out, exact)
@@ -205,6 +208,8 @@ def test_autocast_takes_mixed_dtypes_and_nothing_else_does(case):
         ("transition", "M0 C8 H16"),
         ("triangle_multiplication", "B0 N4 C8"),
         ("triangle_multiplication", "B1 N0 C8"),
+        ("triangle_attention", "B0 N4 C8 H2"),
+        ("triangle_attention", "B1 N0 C8 H2"),
         ("adaptive_layer_norm", "S0 N4 A8 C6"),
         ("conditioned_transition", "S0 N4 A8 C6 H16"),
     ],

@@ -18,7 +18,7 @@ from megafold.ops.evo_attention.tiles import (
     long,
     next_row,
     row,
-    store_tile,
+    store_gradient,
     weights,
 )
 from megafold.ops.products import add_dot, dot
@@ -29,7 +29,7 @@ def grad_q_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats,  # as in the forward kernel
     p_grad,  # gradient of out, [B, S, N, H, D], any strides
     p_delta,  # fp32 [B S, H, N], written: sum_d out grad, over the sum of the weights unless EXACT
-    p_grad_q,  # [B, S, N, H, D], contiguous, written
+    p_grad_q,  # [B, S, N, H, D], written; lies as q does (AS_OPERANDS) or contiguous
     p_grad_bias,  # [B, H, N, M], contiguous, written where STORE_BIAS
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
@@ -47,6 +47,7 @@ def grad_q_kernel(
     EXACT: tl.constexpr,
     STORE_Q: tl.constexpr,  # whether the gradient of q is asked for
     STORE_BIAS: tl.constexpr,  # whether that of a bias is which no rows share
+    AS_OPERANDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -181,11 +182,10 @@ def grad_q_kernel(
 
     if STORE_Q:
         for r in tl.static_range(ROWS):
-            i_row = row(i_group, r, rows_per_bias, ROWS).to(tl.int64)
-            p = p_grad_q + (i_row * queries * heads + i_head) * width
-            store_tile(
-                p, b_dq[r] * scale, i_q, o_q, o_d, heads * width, queries, width,
-                EVEN_Q and EVEN_D,
+            i_row = row(i_group, r, rows_per_bias, ROWS)
+            store_gradient(
+                p_grad_q, b_dq[r] * scale, i_row, i_head, i_q, o_q, o_d, stride_qb, stride_qs,
+                stride_qn, stride_qh, rows, queries, heads, width, EVEN_Q and EVEN_D, AS_OPERANDS,
             )  # fmt: skip
 
 
@@ -220,8 +220,7 @@ def of_keys(b, KEYS_FIRST: tl.constexpr):
 def grad_kv_kernel(
     p_q, p_k, p_v, p_mask, p_bias, p_stats, p_grad,  # as above
     p_delta,  # fp32 [B S, H, N], as the kernel for q left it
-    p_grad_k,  # [B, S, M, H, D], contiguous, written
-    p_grad_v,  # [B, S, M, H, D], contiguous, written
+    p_grad_k, p_grad_v,  # [B, S, M, H, D], written; as k and v lie (AS_OPERANDS) or contiguous
     stride_qb, stride_qs, stride_qn, stride_qh, stride_qd,
     stride_kb, stride_ks, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vn, stride_vh, stride_vd,
@@ -238,6 +237,7 @@ def grad_kv_kernel(
     EXACT: tl.constexpr,
     STORE_K: tl.constexpr,  # whether the gradient of k is asked for
     STORE_V: tl.constexpr,
+    AS_OPERANDS: tl.constexpr,
     KEYS_FIRST: tl.constexpr,  # whether logits are held as [keys, queries]
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -359,11 +359,16 @@ def grad_kv_kernel(
             b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
             b_a = tl.where(b_kept[:, None], b_a, 0.0)
             b_b = tl.where(b_kept[:, None], b_b, 0.0)
-        i_out = (i_row.to(tl.int64) * keys * heads + i_head) * width
         if STORE_K:
-            store_tile(p_grad_k + i_out, b_a, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+            store_gradient(
+                p_grad_k, b_a, i_row, i_head, i_k, o_k, o_d, stride_kb, stride_ks, stride_kn,
+                stride_kh, rows, keys, heads, width, EVEN, AS_OPERANDS,
+            )  # fmt: skip
         if STORE_V:
-            store_tile(p_grad_v + i_out, b_b, i_k, o_k, o_d, heads * width, keys, width, EVEN)
+            store_gradient(
+                p_grad_v, b_b, i_row, i_head, i_k, o_k, o_d, stride_vb, stride_vs, stride_vn,
+                stride_vh, rows, keys, heads, width, EVEN, AS_OPERANDS,
+            )  # fmt: skip
 
 
 @triton.jit

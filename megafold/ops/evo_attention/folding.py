@@ -216,8 +216,9 @@ def prepare_kernel(
 @triton.jit
 def add_ranges_kernel(
     p_sums,  # fp32 [ranges, B S, H, N in tiles, 64 D], as `hopper_backward` holds them
-    p_grad_q,  # [B, S, N, H, D], contiguous, written
-    scale, ranges, stride_range, heads, queries, padded, width,
+    p_grad_q,  # [B S, N, H, D], neighbours along D, written
+    scale, ranges, stride_range, stride_row, stride_query, stride_head,  # of p_grad_q
+    heads, queries, padded, width,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK numbers of the gradient of q in one head of one row, from what the ranges add to it."""
@@ -236,6 +237,6 @@ def add_ranges_kernel(
     o_tile = o % (64 * width)
     i_q = o // (64 * width) * 64 + o_tile // 128 % 4 * 16 + o // 2 % 2 * 8 + o // 16 % 8
     i_d = o_tile // 512 * 8 + o // 4 % 4 * 2 + o % 2
-    p_grad_q += i_row.to(tl.int64) * queries * heads * width + i_head * width
-    p = p_grad_q + i_q * (heads * width) + i_d
+    p_grad_q += i_row.to(tl.int64) * stride_row + i_head * stride_head
+    p = p_grad_q + i_q.to(tl.int64) * stride_query + i_d
     tl.store(p, (b * scale).to(p_grad_q.dtype.element_ty), mask=m & (i_q < queries))

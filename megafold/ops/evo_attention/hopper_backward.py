@@ -109,20 +109,20 @@ def _fetch(
 
 
 @gluon.jit
-def _leave(p_grad_q, grad, i_out, i_q, queries, heads, width):
+def _leave(p, grad, i_q, stride, queries, width):
     """Store the gradient of a tile of queries of one head, which begins at ``i_q``."""
     o_q = gl.arange(0, grad.shape[0], gl.SliceLayout(1, grad.type.layout))
     o_d = gl.arange(0, grad.shape[1], gl.SliceLayout(0, grad.type.layout))
     m = (i_q + o_q < queries)[:, None] & (o_d < width)[None, :]
-    p = p_grad_q + (i_out + i_q.to(gl.int64) * heads) * width
-    o = o_q[:, None] * (heads * width) + o_d[None, :]
-    gl.store(p + o, grad.to(p_grad_q.dtype.element_ty), mask=m)
+    p += i_q.to(gl.int64) * stride
+    gl.store(p + (o_q[:, None] * stride + o_d[None, :]), grad.to(p.dtype.element_ty), mask=m)
 
 
 @gluon.jit
 def _of_queries(
     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits, empty_logits,
-    items, rows, heads, at_once, width, queries, blocks_q, walks, walks_each, scale,
+    items, rows, heads, at_once, width, stride_row, stride_query, stride_head, queries, blocks_q,
+    walks, walks_each, scale,
     TOGETHER: gl.constexpr, SPLIT: gl.constexpr, AGAIN: gl.constexpr, GROUPS: gl.constexpr,
     WIDTH: gl.constexpr, TILE: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
@@ -139,7 +139,7 @@ def _of_queries(
         i_row, i_head, walk, last = _place(
             item, rows, heads, at_once, walks, walks_each, TOGETHER, SPLIT
         )
-        i_out = i_row.to(gl.int64) * queries * heads + i_head
+        p_out = p_grad_q + i_row.to(gl.int64) * stride_row + i_head * stride_head
         if SPLIT:
             p_item = p_sums + item.to(gl.int64) * (blocks_q * tile)
         for i_walk in range(walk, last):
@@ -165,11 +165,11 @@ def _of_queries(
                 elif AGAIN:
                     if i_walk == walks - 1:
                         acc = gl.convert_layout(as_tile(total, TILE, WIDTH), ACC)
-                        _leave(p_grad_q, acc * scale, i_out, i * TILE, queries, heads, width)
+                        _leave(p_out, acc * scale, i * TILE, stride_query, queries, width)
                     else:
                         gl.store(p_sum, total, mask=o_sum < tile)
                 else:
-                    _leave(p_grad_q, acc * scale, i_out, i * TILE, queries, heads, width)
+                    _leave(p_out, acc * scale, i * TILE, stride_query, queries, width)
                 j, in_j = following(j, in_j, 2)
             mbarrier.arrive(empty_keys.index(b))
             b, in_b = following(b, in_b, 2)
@@ -357,16 +357,18 @@ def hopper_backward_kernel(
     d_beside,  # [B S H, N / 4, 64], beside q, in lines of four rows: see `folding`
     d_beside_k,  # [B S or 1, M / 4, 64], beside k
     d_bias,  # fp32, in boxes of 64 by 64: [B or 1 times H, M, N], times log2 e; ALONE: the bias
-    d_grad_k, d_grad_v,  # [B S, M, H, D], contiguous, written
+    d_grad_k, d_grad_v,  # [B S, M, H, D], written
     p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
-    p_grad_q,  # [B, S, N, H, D], contiguous, written
+    p_grad_q,  # [B S, N, H, D], neighbours along D, written
     p_grad_bias,  # fp32 [B S, H, N, M], written where ALONE; else not used
     p_sums,  # fp32 [programs, or SPLIT: items; N in tiles; 64 D as in `as_held`], written
     items,  # B S H, times the ranges of keys
     rows,  # B S
     heads,
     at_once,  # heads, a divisor of them, whose channels share lines of the cache
-    width, rows_per_bias, queries, keys,
+    width,
+    stride_row, stride_query, stride_head,  # of p_grad_q
+    rows_per_bias, queries, keys,
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     blocks_q, walks,
     walks_each,  # of a range of keys
@@ -421,8 +423,9 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, TOGETHER, SPLIT, AGAIN, GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, stride_row, stride_query,
+                    stride_head, queries, blocks_q, walks, walks_each, scale, TOGETHER, SPLIT,
+                    AGAIN, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,
@@ -455,8 +458,9 @@ def hopper_backward_kernel(
             [
                 (_of_queries, (
                     p_grad_q, p_sums, s_k, s_logits, full_keys, empty_keys, full_logits,
-                    empty_logits, items, rows, heads, at_once, width, queries, blocks_q, walks,
-                    walks_each, scale, TOGETHER, SPLIT, AGAIN, GROUPS, WIDTH, TILE, KEYS,
+                    empty_logits, items, rows, heads, at_once, width, stride_row, stride_query,
+                    stride_head, queries, blocks_q, walks, walks_each, scale, TOGETHER, SPLIT,
+                    AGAIN, GROUPS, WIDTH, TILE, KEYS,
                 )),
                 (_of_keys, (
                     gl.constexpr(0), d_grad_k, d_grad_v, p_grad_bias, s_q, s_k, s_v, s_grad,

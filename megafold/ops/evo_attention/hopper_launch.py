@@ -89,12 +89,13 @@ def backward(
         d_q, d_k, d_v, d_grad = (described(t, boxes.operand) for t in (q, k, v, grad))
         d_grad_k, d_grad_v = (described(t, boxes.operand) for t in (grad_k, grad_v))
         d_queries, d_keys = (described(t, boxes.beside) for t in (queries, keys))
-        _of_all(problem, q.dtype, device, scale, mask is not None)(
+        of_q = _row_strides(grad_q)
+        _of_all(problem, q.dtype, device, scale, mask is not None, of_q)(
             d_q, d_k, d_v, d_grad, d_queries, d_keys, described(read, boxes.bias),
             d_grad_k, d_grad_v, beyond, grad_q, grad_bias if plan.alone else acc, acc,
         )  # fmt: skip
         if plan.ranges > 1:
-            _add_ranges(problem, q.dtype, device, scale)(acc, grad_q)
+            _add_ranges(problem, q.dtype, device, scale, of_q)(acc, grad_q)
         if plan.alone or grad_bias is None:
             return beyond, []
         del acc, read, turned
@@ -117,6 +118,11 @@ def backward(
                     layout(bias),
                 )(*operands, sums)  # fmt: skip
     return beyond, adds
+
+
+def _row_strides(t: torch.Tensor) -> tuple[int, int, int]:
+    """The strides of ``[B S, N, H, D]``, but for the last, of a tensor ``[B, S, N, H, D]``."""
+    return (t.stride(1) if t.shape[1] > 1 else t.stride(0), t.stride(2), t.stride(3))
 
 
 def _shares(problem: Any) -> tuple[int, int]:
@@ -320,8 +326,9 @@ def _of_forward(
 
 @lru_cache(maxsize=1024)
 def _of_all(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool
-) -> Launcher:
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, masked: bool,
+    of_q: tuple[int, int, int],
+) -> Launcher:  # fmt: skip
     from triton.experimental.gluon import language as gl
 
     from megafold.ops.evo_attention.hopper_backward import hopper_backward_kernel
@@ -361,6 +368,7 @@ def _of_all(
         problem.heads,
         at_once(problem, device),
         problem.width,
+        *of_q,
         problem.rows_per_bias,
         problem.queries,
         problem.keys,
@@ -374,10 +382,12 @@ def _of_all(
 
 
 @lru_cache(maxsize=1024)
-def _add_ranges(problem: Any, dtype: torch.dtype, device: torch.device, scale: float) -> Launcher:
+def _add_ranges(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, of_q: tuple[int, int, int]
+) -> Launcher:
     rows, padded = problem.total_rows * problem.heads, cdiv(problem.queries, TILE) * TILE
     ranges, stride = plan_of(problem, device).ranges, rows * padded * problem.width
-    numbers = (scale, ranges, stride, problem.heads, problem.queries, padded, problem.width)
+    numbers = (scale, ranges, stride, *of_q, problem.heads, problem.queries, padded, problem.width)
     programs = rows * cdiv(padded * problem.width, ADD_BLOCK)
     return Launcher(add_ranges_kernel, programs, numbers, {"BLOCK": ADD_BLOCK}, {"num_warps": 4})
 

@@ -114,13 +114,19 @@ def backward(
     stats: torch.Tensor,
     scale: float,
     asked: Sequence[bool],
+    into: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """The gradients asked for of q, k, v and pair_bias, in this order; others are not computed."""
+    """The gradients asked for of q, k, v and pair_bias, in this order; others are not computed.
+
+    Args:
+        into: memory for those of q, k and v, all asked for, laid out as these are, neighbours
+            along D; None: their own, contiguous.
+    """
     problem = Problem.of(q, k, pair_bias)
     for_q, for_k, for_v, for_bias = asked
-    grad_q = _empty_like(q) if for_q else None
-    grad_k = _empty_like(k) if for_k else None
-    grad_v = _empty_like(v) if for_v else None
+    grad_q, grad_k, grad_v = into or (
+        _empty_like(t) if one else None for t, one in zip((q, k, v), asked[:3], strict=True)
+    )
     grad_bias = _empty_like(pair_bias) if for_bias else None
     results = [g for g in (grad_q, grad_k, grad_v, grad_bias) if g is not None]
     if not out.numel() or not problem.keys:  # no key: what there is does not depend on anything
@@ -144,18 +150,20 @@ def backward(
         )  # fmt: skip
         launch_waiting(
             problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-            alone, grad_bias if shared else None, scale,
+            alone, grad_bias if shared else None, scale, into is not None,
         )  # fmt: skip
         shared = False
         for sums, part in adds:
             add_sums(sums, part, beyond)
     else:
         launch_grad_q(
-            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale
+            problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, alone, scale,
+            into is not None,
         )  # fmt: skip
         if for_k or for_v:
             launch_grad_kv(
-                problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+                problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale,
+                into is not None,
             )  # fmt: skip
     if shared:
         launch_grad_bias(problem, q, k, v, mask, bias, stats, grad, delta, grad_bias, scale)
@@ -175,11 +183,13 @@ def launch_forward(problem, q, k, v, mask, bias, out, stats, scale) -> Any:
 
 
 def launch_grad_q(
-    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale
-) -> Any:
+    problem, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_bias, scale,
+    as_operands: bool = False,
+) -> Any:  # fmt: skip
     """Fill ``delta``, and ``grad_q`` and ``grad_bias`` where they are not None."""
     config = config_of(GRAD_Q, problem, q).config
     stored = (("STORE_Q", grad_q is not None), ("STORE_BIAS", grad_bias is not None))
+    stored = (*stored, ("AS_OPERANDS", as_operands))
     launcher = _by_rows(
         grad_q_kernel, config, problem, "BLOCK_Q", q.device, scale,
         precision_of(q.dtype, q.device), (*stored, BY_GRID), layout(q), layout(k), layout(v),
@@ -190,13 +200,15 @@ def launch_grad_q(
 
 
 def launch_grad_kv(
-    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale
+    problem, q, k, v, mask, bias, stats, grad, delta, grad_k, grad_v, scale,
+    as_operands: bool = False,
 ) -> Any:  # fmt: skip
     """Fill ``grad_k`` and ``grad_v`` where they are not None."""
     config = config_of(GRAD_KV, problem, q).config
     if config.blocks["KEYS_FIRST"]:
         bias = along_queries(bias, problem)
     stored = (("STORE_K", grad_k is not None), ("STORE_V", grad_v is not None))
+    stored = (*stored, ("AS_OPERANDS", as_operands))
     launcher = _by_rows(
         grad_kv_kernel, config, problem, "BLOCK_K", q.device, scale,
         precision_of(q.dtype, q.device), (*stored, BY_GRID), layout(q), layout(k), layout(v),
@@ -237,11 +249,12 @@ def launch_grad_bias(
 
 def launch_waiting(
     problem, beyond, q, k, v, mask, bias, out, stats, grad, delta, grad_q, grad_k, grad_v,
-    of_each, shared, scale,
+    of_each, shared, scale, as_operands: bool = False,
 ) -> Any:  # fmt: skip
     """Fill the gradients that are not None where ``beyond`` says so on the GPU; else nothing."""
     launcher = _waiting(
         waiting_kernel, problem, q.device, scale, of_each is not None, shared is not None,
+        as_operands,
         layout(q), layout(k), layout(v), layout(grad), layout(mask), layout(bias),
     )  # fmt: skip
     with on(q.device):
@@ -287,6 +300,7 @@ def _bias_sums(
 @lru_cache(maxsize=4096)
 def _waiting(
     kernel: Any, problem: Problem, device: torch.device, scale: float, alone: bool, shared: bool,
+    as_operands: bool,
     q: Layout, k: Layout, v: Layout, grad: Layout, mask: Layout | None, bias: Layout,
 ) -> Launcher:  # fmt: skip
     """A launch of few programs: as a rule they return at once."""
@@ -297,6 +311,7 @@ def _waiting(
     constants = _constants(problem, q, IEEE, mask, bias, blocks)
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     constants["WRAP"] = problem.rows_per_bias > problem.rows
+    constants["AS_OPERANDS"] = as_operands
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     of_bias = _tiles_of_bias(problem, blocks) * shared
     numbers = (*numbers, problem.biases, of_q, of_keys, of_bias)

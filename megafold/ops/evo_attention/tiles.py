@@ -47,6 +47,23 @@ def store_tile(p, b, start, o_n, o_d, stride_n, n, d, EVEN: tl.constexpr):
 
 
 @triton.jit
+def store_gradient(
+    p, b, i_row, i_head, start, o_n, o_d, stride_b, stride_s, stride_n, stride_h,
+    rows, n, heads, d, EVEN: tl.constexpr, AS_OPERANDS: tl.constexpr,
+):  # fmt: skip
+    """Store a tile of one head in the gradient of an operand ``[B, S, N, H, D]``.
+
+    It lies as the operand does, whose strides these are (AS_OPERANDS), or is contiguous.
+    """
+    if AS_OPERANDS:
+        p = at(p, i_row, i_head, rows, stride_b, stride_s, stride_h)
+        store_tile(p, b, start, o_n, o_d, stride_n, n, d, EVEN)
+    else:
+        p += (i_row.to(tl.int64) * n * heads + i_head) * d
+        store_tile(p, b, start, o_n, o_d, heads * d, n, d, EVEN)
+
+
+@triton.jit
 def load_row(p, start, o, n, EVEN: tl.constexpr):
     """Numbers ``start + o`` of ``[n]``, contiguous; zeros beyond its end."""
     if EVEN:

@@ -35,6 +35,7 @@ def waiting_kernel(
     EVEN_K: tl.constexpr,
     EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    AS_OPERANDS: tl.constexpr,  # the gradients of q, k and v lie as these do
     WRAP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -52,7 +53,7 @@ def waiting_kernel(
                 stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                 scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
                 HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True,
-                p_of_each is not None, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
+                p_of_each is not None, AS_OPERANDS, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
         for i in range(tl.program_id(0), of_keys, tl.num_programs(0)):
             grad_kv_kernel(
@@ -63,8 +64,8 @@ def waiting_kernel(
                 stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
                 stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                 scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
-                HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True, True, False, 1,
-                BLOCK_Q, BLOCK_K, BLOCK_D, i,
+                HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True, True,
+                AS_OPERANDS, False, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
         if p_shared is not None:
             for i in range(tl.program_id(0), of_bias, tl.num_programs(0)):

@@ -8,7 +8,7 @@ from megafold.ops import dispatch
 from megafold.ops.checks import (
     autocast,
     autocast_dtype,
-    broadcasts,
+    check_dropout,
     check_floats,
     check_shape,
     described,
@@ -86,18 +86,7 @@ def check(
         )
     shape, of = (*x.shape[:-1], weight.shape[0]), f"{of} and {described('weight', weight)}"
     check_shape(NAME, "residual", residual, shape, "[..., O]", of)
-    if dropout is None:
-        return
-    if not broadcasts(tuple(dropout.shape), shape):
-        raise ValueError(
-            f"{NAME}: dropout has shape {tuple(dropout.shape)}, expected one that broadcasts to "
-            f"[..., O] = {shape} for {of}"
-        )
-    if dropout.requires_grad:
-        raise ValueError(
-            f"{NAME}: dropout of shape {tuple(dropout.shape)} requires a gradient, which it does "
-            "not get; expected one without (dropout.detach())"
-        )
+    check_dropout(NAME, dropout, shape, "[..., O]", of)
 
 
 def dtype_of(weight: torch.Tensor, residual: torch.Tensor | None) -> torch.dtype:

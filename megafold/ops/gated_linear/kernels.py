@@ -160,7 +160,7 @@ def backward_kernel(
     p_weight,  # [O, C], neighbours along C
     p_dropout,  # [I, J, O], neighbours along O; or None
     p_grad_x,  # [I, J, C], neighbours along C, written; or None
-    p_grad_gate,  # [M, C], contiguous, written; or None
+    p_grad_gate,  # [I, J, C], neighbours along C, written; or None
     p_products,  # fp32 [groups, O, C], written: the weight's gradient by each group; or None
     grad_i,  # strides
     grad_j,
@@ -172,6 +172,8 @@ def backward_kernel(
     dropout_j,
     grad_x_i,
     grad_x_j,
+    grad_gate_i,
+    grad_gate_j,
     stride_w,  # of a row
     rows,
     inner,  # J
@@ -223,7 +225,8 @@ def backward_kernel(
             store_rows(p_grad_x, b_of_gated * b_s, o_own, m_m, o_c, C, EVEN_C)
         if OF_GATE:
             b_of_gate = b_of_gated * (b_gated.to(tl.float32) * (1.0 - b_s))
-            store_rows(p_grad_gate, b_of_gate, o_m.to(tl.int64) * C, m_m, o_c, C, EVEN_C)
+            o_own = starts(o_m, inner, grad_gate_i, grad_gate_j)
+            store_rows(p_grad_gate, b_of_gate, o_own, m_m, o_c, C, EVEN_C)
     if OF_WEIGHT:
         o_own = (i_group.to(tl.int64) * OUTS + o_o) * C
         store_rows(p_products, b_product, o_own, o_o < OUTS, o_c, C, EVEN_C)

@@ -76,25 +76,33 @@ def backward(
     weight: torch.Tensor,
     dropout: torch.Tensor | None,
     asked: Sequence[bool],
+    into_gate: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """The gradients asked for of x, which lies in memory as x does, of gate and of weight."""
+    """The gradients asked for of x, which lies in memory as x does, of gate and of weight.
+
+    Args:
+        into_gate: memory for that of gate, any strides; None: its own, contiguous.
+    """
     for_x, for_gate, for_weight = asked
     grad_x = torch.empty_like(x) if for_x else None
     grad_gate, grad_weight = (
         torch.empty(t.shape, dtype=t.dtype, device=t.device) if one else None
-        for t, one in ((gate, for_gate), (weight, for_weight))
+        for t, one in ((gate, for_gate and into_gate is None), (weight, for_weight))
     )
+    grad_gate = grad_gate if into_gate is None else into_gate
     found = [t for t in (grad_x, grad_gate, grad_weight) if t is not None]
     if not grad.numel():
         return [t.zero_() for t in found]
     lead, weight, problem = x.shape[:-1], with_neighbours(weight), Problem.of(x, weight)
-    inner, (*operands, own) = as_rows(lead, grad, x, gate, expanded(dropout, grad.shape), grad_x)
+    tensors = (grad, x, gate, expanded(dropout, grad.shape), grad_x, grad_gate)
+    inner, rows = as_rows(lead, *tensors)
     plan, sums = plan_of(problem, weight, grad.dtype), None
     if for_weight:
         sums = torch.empty((plan.groups, *weight.shape), dtype=torch.float32, device=x.device)
-    launch_backward(plan, problem, inner, *operands, own, grad_gate, weight, sums)
-    if own.tensor is not grad_x:  # x lies in memory in a way that two strides do not reach
-        grad_x.copy_(own.tensor)
+    launch_backward(plan, problem, inner, *rows, weight, sums)
+    for own, given in zip(rows[-2:], (grad_x, grad_gate), strict=True):
+        if own.tensor is not given:  # it lies in memory in a way that two strides do not reach
+            given.copy_(own.tensor)
     if for_weight:
         add_sums(sums, grad_weight)
     return found
@@ -139,14 +147,15 @@ def plan_of(problem: Problem, weight: torch.Tensor, grad: torch.dtype) -> Plan:
 
 def launch_backward(
     plan: Plan, problem: Problem, inner: int, grad: Rows, x: Rows, gate: Rows, dropout: Rows,
-    grad_x: Rows, grad_gate: torch.Tensor | None, weight: torch.Tensor,
-    sums: torch.Tensor | None,
+    grad_x: Rows, grad_gate: Rows, weight: torch.Tensor, sums: torch.Tensor | None,
 ) -> Any:  # fmt: skip
     """Fill what is not None of ``grad_x``, ``grad_gate`` and ``sums``."""
     tensors = (
-        grad.tensor, x.tensor, gate.tensor, weight, dropout.tensor, grad_x.tensor, grad_gate, sums,
+        grad.tensor, x.tensor, gate.tensor, weight, dropout.tensor, grad_x.tensor,
+        grad_gate.tensor, sums,
     )  # fmt: skip
-    strides = (*grad[1:], *x[1:], *gate[1:], *dropout[1:], *grad_x[1:], weight.stride(0))
+    strides = (*grad[1:], *x[1:], *gate[1:], *dropout[1:], *grad_x[1:], *grad_gate[1:])
+    strides = (*strides, weight.stride(0))
     launcher = _backward(
         backward_kernel, plan, problem, inner, strides,
         precision_of(weight.dtype, weight.device), weight.device, *(layout(t) for t in tensors),

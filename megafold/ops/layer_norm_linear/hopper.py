@@ -86,16 +86,18 @@ def plan_of(outs: int, device: torch.device) -> Plan:
 
 
 def launch(
-    grad, x, norm_weight, weight, stats, grad_x, products, totals, of_weight, of_bias, plan: Plan
+    grad, x, norm_weight, weight, stats, added, grad_x, products, totals, of_weight, of_bias,
+    plan: Plan,
 ) -> Any:  # fmt: skip
     """Fill ``grad_x`` and the sums, whose shapes are said beside the kernel's arguments."""
     launcher = _launcher(
-        plan, x.shape[0], weight.shape[0], weight.stride(0), x.dtype, x.device, layout(norm_weight)
-    )
+        plan, x.shape[0], weight.shape[0], weight.stride(0), x.dtype, x.device,
+        layout(norm_weight), layout(added),
+    )  # fmt: skip
     tiles = (described(t, _tile(x.dtype)) for t in (x, grad, weight, grad_x))
     with on(x.device):
         return launcher(
-            *tiles, norm_weight, weight, stats, products, totals, of_weight, of_bias
+            *tiles, norm_weight, weight, stats, added, products, totals, of_weight, of_bias
         )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def _tile(dtype: torch.dtype) -> Box:
 @lru_cache(maxsize=1024)
 def _launcher(
     plan: Plan, rows: int, outs: int, stride_w: int, dtype: torch.dtype, device: torch.device,
-    norm_weight: Layout | None,
+    norm_weight: Layout | None, added: Layout | None,
 ) -> Launcher:  # fmt: skip
     from triton.experimental.gluon import language as gl
 
@@ -124,6 +126,6 @@ def _launcher(
         "HALVES": gl.NVMMASharedLayout(128, 16, rank=2),
         "LINE": gl.SwizzledSharedLayout(1, 1, 1, [0]),
     }
-    numbers = (stride_w, *plan, rows, outs)
+    numbers = (stride_w, 0 if added is None else added[0][0], *plan, rows, outs)
     programs = plan.programs(outs)
     return Launcher(hopper_backward_kernel, programs, numbers, constants, {"num_warps": 4})

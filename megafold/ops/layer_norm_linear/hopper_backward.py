@@ -136,9 +136,27 @@ def _normal(tiles, s_stats, s, w: gl.constexpr, LEFT: gl.constexpr, HALVES: gl.c
 
 
 @gluon.jit
+def _add(t, p, first, stride, rows):
+    """Add rows of a tensor to a tile of shared memory, whole lines a few at a time.
+
+    (In the registers of the tile's accumulator there is no room for them.)
+    """
+    LINES: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    FEW: gl.constexpr = 16
+    o_m = gl.arange(0, FEW, gl.SliceLayout(1, LINES))
+    o_c = gl.arange(0, C, gl.SliceLayout(0, LINES))
+    for i in gl.static_range(0, ROWS, FEW):
+        o = o_m[:, None] * stride + o_c[None, :]
+        there = (first + i + o_m < rows)[:, None]
+        added = gl.load(p + (first + i).to(gl.int64) * stride + o, mask=there, other=0.0)
+        few = t.slice(i, FEW)
+        few.store((few.load(LINES).to(gl.float32) + added.to(gl.float32)).to(t.dtype))
+
+
+@gluon.jit
 def _gradient(
-    w: gl.constexpr, d_grad_x, p_norm_weight, p_stats, p_of_bias, tiles,
-    full, empty, full_x, empty_x, full_weight, turns, for_x, rows,
+    w: gl.constexpr, d_grad_x, p_norm_weight, p_stats, p_added, p_of_bias, tiles,
+    full, empty, full_x, empty_x, full_weight, turns, stride_a, for_x, rows,
     WEIGHT: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """The first kind: four warps for every other 64 rows; the others multiply while they end.
@@ -193,6 +211,8 @@ def _gradient(
         of_scale = gl.sum(acc * normal, 1) * (1.0 / C)
         grad_x = (acc - of_mean[:, None] - normal * of_scale[:, None]) * rstd[:, None]
         t_x.store(grad_x.to(dtype))
+        if p_added is not None:
+            _add(t_x, p_added, first, stride_a, rows)
         fence_async_shared()
         tma.async_copy_shared_to_global(d_grad_x, [first, 0], t_x)
         tma.store_wait(0)
@@ -260,16 +280,16 @@ def _sums(
 
 @gluon.jit
 def _multiply(
-    w: gl.constexpr, d_grad_x, p_norm_weight, p_weight, p_stats, p_products, p_of_weight,
+    w: gl.constexpr, d_grad_x, p_norm_weight, p_weight, p_stats, p_added, p_products, p_of_weight,
     p_of_bias, tiles, s_stats, full, empty, full_x, empty_x, full_weight, turns,
-    stride_w, for_x, groups, rows, outs,
+    stride_w, stride_a, for_x, groups, rows, outs,
     WEIGHT: gl.constexpr, STEPS: gl.constexpr, RING: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """One of the two groups of four warps that multiply."""
     if gl.program_id(0) < for_x:
         _gradient(
-            w, d_grad_x, p_norm_weight, p_stats, p_of_bias, tiles, full, empty, full_x, empty_x,
-            full_weight, turns, for_x, rows, WEIGHT, STEPS, RING, HALVES,
+            w, d_grad_x, p_norm_weight, p_stats, p_added, p_of_bias, tiles, full, empty, full_x,
+            empty_x, full_weight, turns, stride_a, for_x, rows, WEIGHT, STEPS, RING, HALVES,
         )  # fmt: skip
     else:
         _sums(
@@ -287,11 +307,13 @@ def hopper_backward_kernel(
     p_norm_weight,  # [C] or None
     p_weight,  # [O, C], neighbours along C
     p_stats,  # fp32 [2, M]
+    p_added,  # [M, C], neighbours along C, what is added to the gradient of x; or None
     p_products,  # fp32 [groups, O, C], written: S of each group of rows
     p_totals,  # fp32 [groups, O], written: t of each
     p_of_weight,  # fp32 [8 (programs - for_x), C], written: what sums to the norm's gradients
     p_of_bias,  # fp32 [8 for_x, C], written
     stride_w,  # of a row
+    stride_a,  # of a row of p_added
     for_x,  # programs of the first kind
     groups,  # of rows: each a program of the second kind for 256 outputs
     rows,
@@ -330,16 +352,16 @@ def hopper_backward_kernel(
         [
             (_totals, (p_totals, tiles, full, empty, for_x, groups, rows, outs)),
             (_multiply, (
-                gl.constexpr(0), d_grad_x, p_norm_weight, p_weight, p_stats, p_products,
-                p_of_weight, p_of_bias, tiles, s_stats, full, empty, full_x, empty_x, full_weight,
-                turns, stride_w, for_x, groups, rows, outs, WEIGHT, STEPS, RING,
-                HALVES,
+                gl.constexpr(0), d_grad_x, p_norm_weight, p_weight, p_stats, p_added,
+                p_products, p_of_weight, p_of_bias, tiles, s_stats, full, empty, full_x, empty_x,
+                full_weight, turns, stride_w, stride_a, for_x, groups, rows, outs, WEIGHT, STEPS,
+                RING, HALVES,
             )),
             (_multiply, (
-                gl.constexpr(1), d_grad_x, p_norm_weight, p_weight, p_stats, p_products,
-                p_of_weight, p_of_bias, tiles, s_stats, full, empty, full_x, empty_x, full_weight,
-                turns, stride_w, for_x, groups, rows, outs, WEIGHT, STEPS, RING,
-                HALVES,
+                gl.constexpr(1), d_grad_x, p_norm_weight, p_weight, p_stats, p_added,
+                p_products, p_of_weight, p_of_bias, tiles, s_stats, full, empty, full_x, empty_x,
+                full_weight, turns, stride_w, stride_a, for_x, groups, rows, outs, WEIGHT, STEPS,
+                RING, HALVES,
             )),
             (_fetch, (
                 d_x, d_grad, d_weight, p_stats, tiles, s_stats, full, empty, full_x, empty_x,

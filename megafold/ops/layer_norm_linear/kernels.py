@@ -251,6 +251,7 @@ def backward_kernel(
     p_norm_weight,  # [C] or None
     p_weight,  # [O, C], neighbours along C
     p_stats,  # fp32 [2, M]
+    p_added,  # [M, C], neighbours along C, what is added to the gradient of x; or None
     p_grad_x,  # [M, C], contiguous, written; or None
     p_products,  # fp32 [groups, O, C], written: S of each group of rows; or None
     p_totals,  # fp32 [groups, O], written: t of each group; or None
@@ -258,6 +259,7 @@ def backward_kernel(
     stride_g,  # of a row
     stride_x,
     stride_w,
+    stride_a,  # of p_added
     rows,
     outs,
     blocks,  # of BLOCK_M rows
@@ -305,6 +307,10 @@ def backward_kernel(
             b_total = add_rows(b_total, b_grad, SHARED)
         if p_grad_x is not None:
             b_grad_x = grad_of_normalised(b_of_n * b_norm_weight, b_normal, b_rstd, C)
+            if p_added is not None:
+                b_grad_x += load_tile(
+                    p_added, first, o_m, o_c, stride_a, left, C, False, EVEN_C
+                ).to(tl.float32)
             store_tile(p_grad_x, b_grad_x, first, o_m, o_c, C, left, C, EVEN_C)
     if p_products is not None:
         leave_sums(
@@ -320,10 +326,12 @@ def grad_x_kernel(
     p_norm_weight,
     p_weight,
     p_stats,
+    p_added,
     p_grad_x,  # [M, C], contiguous, written
     stride_g,
     stride_x,
     stride_w,
+    stride_a,
     rows,
     outs,
     blocks,
@@ -358,6 +366,10 @@ def grad_x_kernel(
                 p_x, p_stats, first, o_m, o_c, stride_x, rows, left, C, EVEN_C
             )  # fmt: skip
             b_grad_x = grad_of_normalised(b_of_n * b_norm_weight, b_normal, b_rstd, C)
+            if p_added is not None:
+                b_grad_x += load_tile(
+                    p_added, first, o_m, o_c, stride_a, left, C, False, EVEN_C
+                ).to(tl.float32)
             store_tile(p_grad_x, b_grad_x, first, o_m, o_c, C, left, C, EVEN_C)
             b_of_n = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
 

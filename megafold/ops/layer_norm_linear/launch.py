@@ -156,8 +156,13 @@ def backward(
     bias: torch.Tensor | None,
     stats: torch.Tensor,
     asked: Sequence[bool],
+    added: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """The gradients asked for of x, norm_weight, norm_bias, weight and bias, in this order."""
+    """The gradients asked for of x, norm_weight, norm_bias, weight and bias, in this order.
+
+    Args:
+        added: of the shape of x, what is added to its gradient; None for nothing.
+    """
     operands = (x, norm_weight, norm_bias, weight, bias)
     if not grad.numel():
         return [
@@ -167,7 +172,10 @@ def backward(
         ]
     norms = packed(norm_weight), packed(norm_bias)
     run = _fused_backward if is_fused(weight) else _backward_by_products
-    found = run(near_rows(grad), near_rows(x), *norms, near_rows(weight), stats, tuple(asked))
+    added = near_rows(added) if asked[0] and added is not None else None
+    found = run(
+        near_rows(grad), near_rows(x), *norms, near_rows(weight), stats, added, tuple(asked)
+    )
     return [
         as_operand(value, t) for t, value, one in zip(operands, found, asked, strict=True) if one
     ]
@@ -176,7 +184,7 @@ def backward(
 Gradients = tuple[torch.Tensor | None, ...]
 
 
-def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
+def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, added, asked) -> Gradients:
     """One kernel or two for x and sums over rows, and one for the parameters."""
     for_x, for_norm_weight, for_norm_bias, for_weight, for_bias = asked
     outs, channels = weight.shape
@@ -186,7 +194,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
         and not hopper.why_not(x, outs, channels, weight.dtype, GRADIENTS)
         and readable(grad, x, weight)
     ):
-        return _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked)
+        return _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, added, asked)
     problem = Problem(x.shape[0], channels, outs)
     kernel = BACKWARD if is_held(problem) else PRODUCT
     plan = _plan(problem, config_of(kernel, problem, weight).config, x.device)
@@ -204,10 +212,10 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
     )
     products = parts[0]
     if kernel == BACKWARD:
-        launch_backward(grad, x, norm_weight, weight, stats, grad_x, *parts)
+        launch_backward(grad, x, norm_weight, weight, stats, added, grad_x, *parts)
     else:
         if grad_x is not None:
-            launch_grad_x(grad, x, norm_weight, weight, stats, grad_x)
+            launch_grad_x(grad, x, norm_weight, weight, stats, added, grad_x)
         if products is not None:
             launch_product(grad, x, weight, stats, *parts)
     if products is None:
@@ -218,7 +226,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gr
     return grad_x, found[2], found[3], found[0], found[1]
 
 
-def _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
+def _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, added, asked) -> Gradients:
     """One kernel for x and sums over rows, and one for the parameters."""
     outs, channels = weight.shape
     plan = hopper.plan_of(outs, x.device)
@@ -233,7 +241,7 @@ def _hopper_backward(grad, x, norm_weight, norm_bias, weight, stats, asked) -> G
         sums(8 * (plan.programs(outs) - plan.for_x), channels),
         sums(8 * plan.for_x, channels),
     )
-    hopper.launch(grad, x, norm_weight, weight, stats, grad_x, *parts, plan)
+    hopper.launch(grad, x, norm_weight, weight, stats, added, grad_x, *parts, plan)
     found = _parameters(norm_weight, norm_bias, weight, asked)
     launch_finish(*parts, norm_weight, norm_bias, *found)
     return grad_x, found[2], found[3], found[0], found[1]
@@ -257,7 +265,9 @@ def _parameters(norm_weight, norm_bias, weight, asked) -> Gradients:
     )
 
 
-def _backward_by_products(grad, x, norm_weight, norm_bias, weight, stats, asked) -> Gradients:
+def _backward_by_products(
+    grad, x, norm_weight, norm_bias, weight, stats, added, asked
+) -> Gradients:  # fmt: skip
     """Products by torch; one temporary as large as x at a time."""
     for_x, for_norm_weight, for_norm_bias, for_weight, for_bias = asked
     grad_weight = grad_x = of_norms = None
@@ -270,6 +280,8 @@ def _backward_by_products(grad, x, norm_weight, norm_bias, weight, stats, asked)
             grad @ weight, x, norm_weight, stats,
             for_x=for_x, for_parameters=for_norm_weight or for_norm_bias,
         )  # fmt: skip
+        if added is not None:
+            grad_x += added
     grad_bias = grad.sum(dim=0) if for_bias else None
     of_norm_weight, of_norm_bias = (None, None) if of_norms is None else of_norms
     return grad_x, of_norm_weight, of_norm_bias, grad_weight, grad_bias
@@ -287,17 +299,18 @@ def launch_forward(x, norm_weight, norm_bias, weight, bias, out, stats, eps) -> 
         return launcher(x, norm_weight, norm_bias, weight, bias, out, stats)
 
 
-def launch_backward(grad, x, norm_weight, weight, stats, grad_x, products, totals, norms) -> Any:
+def launch_backward(
+    grad, x, norm_weight, weight, stats, added, grad_x, products, totals, norms
+) -> Any:  # fmt: skip
     """Fill ``grad_x``, ``products``, ``totals`` and ``norms`` where they are not None."""
-    tensors = (grad, x, norm_weight, weight, stats, grad_x, products, totals, norms)
-    return _launch_rows(backward_kernel, BACKWARD, tensors, x, weight)
+    tensors = (grad, x, norm_weight, weight, stats, added, grad_x, products, totals, norms)
+    return _launch_rows(backward_kernel, BACKWARD, tensors, x, weight, added)
 
 
-def launch_grad_x(grad, x, norm_weight, weight, stats, grad_x) -> Any:
+def launch_grad_x(grad, x, norm_weight, weight, stats, added, grad_x) -> Any:
     """Fill ``grad_x``."""
-    return _launch_rows(
-        grad_x_kernel, GRAD_X, (grad, x, norm_weight, weight, stats, grad_x), x, weight
-    )
+    tensors = (grad, x, norm_weight, weight, stats, added, grad_x)
+    return _launch_rows(grad_x_kernel, GRAD_X, tensors, x, weight, added)
 
 
 def launch_product(grad, x, weight, stats, products, totals, norms) -> Any:
@@ -307,13 +320,17 @@ def launch_product(grad, x, weight, stats, products, totals, norms) -> Any:
     )
 
 
-def _launch_rows(kernel, name: str, tensors, x: torch.Tensor, weight: torch.Tensor) -> Any:
+def _launch_rows(
+    kernel, name: str, tensors, x: torch.Tensor, weight: torch.Tensor,
+    added: torch.Tensor | None = None,
+) -> Any:  # fmt: skip
     """Launch a kernel of the backward pass, whose programs walk over groups of rows."""
     problem = Problem(*x.shape, weight.shape[0])
     config = config_of(name, problem, weight).config
     launcher = _rows(
         kernel, name, config, problem, x.device, tensors[0].stride(0), x.stride(0),
-        weight.stride(0), tuple(layout(t) for t in tensors),
+        weight.stride(0), 0 if added is None else added.stride(0),
+        tuple(layout(t) for t in tensors),
     )  # fmt: skip
     with on(x.device):
         return launcher(*tensors)
@@ -384,7 +401,7 @@ def _forward(
 @lru_cache(maxsize=4096)
 def _rows(
     kernel: Any, name: str, config: Config, problem: Problem, device: torch.device,
-    stride_g: int, stride_x: int, stride_w: int, layouts: tuple[Layout | None, ...],
+    stride_g: int, stride_x: int, stride_w: int, stride_a: int, layouts: tuple[Layout | None, ...],
 ) -> Launcher:  # fmt: skip
     plan = _plan(problem, config, device, sliced=name != GRAD_X)
     rows, _, outs = problem
@@ -392,7 +409,8 @@ def _rows(
     own = {GRAD_X: {"STEPS": cdiv(outs, block_o)}, PRODUCT: {"SLICES": plan.slices}}
     constants = {**own.get(name, {}), "EVEN_O": outs % block_o == 0, **plan.blocks}
     of_rows = cdiv(rows, plan.blocks["BLOCK_M"])
-    numbers = (stride_g, stride_x, stride_w, rows, outs, of_rows, plan.per_group)
+    of_added = () if name == PRODUCT else (stride_a,)
+    numbers = (stride_g, stride_x, stride_w, *of_added, rows, outs, of_rows, plan.per_group)
     return Launcher(kernel, plan.groups * plan.slices, numbers, constants, config.options)
 
 
