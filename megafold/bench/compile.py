@@ -56,6 +56,7 @@ KERNEL_MODULES = (
     "megafold.ops.adaptive_layer_norm.variants",
     "megafold.ops.triangle_multiplication.variants",
     "megafold.ops.triangle_attention.variants",
+    "megafold.ops.stepwise.variants",
 )
 
 

@@ -17,6 +17,7 @@ from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
 from megafold.model.gather import take
+from megafold.model.prepared import Prepared, run
 from megafold.model.primitives import ConditionedTransition, LayerNormLinear, linear
 from megafold.model.windows import AtomWindows
 
@@ -75,6 +76,7 @@ class AtomTransformer(nn.Module):
         p: torch.Tensor,
         mask: torch.Tensor,
         windows: AtomWindows,
+        prepared: Prepared | None = None,
     ) -> torch.Tensor:
         """Returns the updated q.
 
@@ -84,7 +86,10 @@ class AtomTransformer(nn.Module):
             p: ``[W, 32, 128, c_atompair]``, pairs of a window's queries and keys.
             mask: ``[A]`` bool.
             windows: Over these atoms.
+            prepared: with c and p, for steps without gradient; else None.
         """
+        if prepared is not None:
+            return run(self.blocks, prepared, q, mask, windows=windows)
         for block in self.blocks:
             q = self.blocks.run(block, q, c, p, mask, windows)
         return q
@@ -174,12 +179,13 @@ class AtomAttentionEncoder(nn.Module):
         windows: AtomWindows,
         condition: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         r_noisy: torch.Tensor | None = None,
+        prepared: Prepared | None = None,
     ) -> AtomRepresentation:
         """r_noisy ``[S, A, 3]``, scaled to unit variance."""
         q, c, p = condition
         if r_noisy is not None:
             q = q + self.linear_r(r_noisy.to(q.dtype))
-        q = self.transformer(q, c, p, batch.atom_mask, windows)
+        q = self.transformer(q, c, p, batch.atom_mask, windows, prepared)
         a = _mean_over_atoms(torch.relu(self.linear_token(q)), batch)
         return AtomRepresentation(a, q, c, p)
 
@@ -204,13 +210,14 @@ class AtomAttentionDecoder(nn.Module):
         atoms: AtomRepresentation,
         batch: Batch,
         windows: AtomWindows,
+        prepared: Prepared | None = None,
     ) -> torch.Tensor:
         """a ``[S, N, c_token]``, normalised by ``layer_norm``; returns ``[S, A, 3]``."""
         token = ops.layer_norm_linear(
             a, layer_norm.weight, layer_norm.bias, self.linear_token.weight, eps=layer_norm.eps
         )
         q = take(token, batch.atom_to_token, dim=1) + atoms.q
-        q = self.transformer(q, atoms.c, atoms.p, batch.atom_mask, windows)
+        q = self.transformer(q, atoms.c, atoms.p, batch.atom_mask, windows, prepared)
         return self.position(q)
 
 

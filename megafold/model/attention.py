@@ -48,16 +48,30 @@ class AttentionPairBias(nn.Module):
         mask: torch.Tensor,
         s: torch.Tensor | None = None,
         windows: AtomWindows | None = None,
-        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """a ``[S, N, c_a]``, mask ``[N]`` bool, s ``[S or 1, N, c_s]``; returns as ``a``.
 
-        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``; ``bias`` is
-        what :meth:`bias_of` gives for it, where that is known already.
+        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``.
         """
         q, k, v, g = self._project(a, s)
+        out = self.attend(q, k, v, self.bias_of(pair), mask, windows)
+        # Not `ops.gated_linear`, whose kernels take 128 channels at most: tokens have more.
+        out = self.linear_out(torch.sigmoid(g) * out)
+        if self.conditioned:
+            out = torch.sigmoid(self.linear_scale(s)) * out
+        return out
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor,
+        mask: torch.Tensor,
+        windows: AtomWindows | None = None,
+    ) -> torch.Tensor:
+        """q, k and v ``[S, N, c_a]``, bias what :meth:`bias_of` gives; returns as they are."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
-        bias = self.bias_of(pair) if bias is None else bias
         # One operator serves both: all tokens are a single window, [1, S, N, H, D].
         if windows is None:
             q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
@@ -67,11 +81,7 @@ class AttentionPairBias(nn.Module):
             key_mask = windows.key_mask[:, None]
         out = ops.evo_attention(q, k, v, key_mask, bias)
         out = out.squeeze(0) if windows is None else windows.merge(out)
-        # Not `ops.gated_linear`, whose kernels take 128 channels at most: tokens have more.
-        out = self.linear_out(torch.sigmoid(g) * out.flatten(-2))
-        if self.conditioned:
-            out = torch.sigmoid(self.linear_scale(s)) * out
-        return out
+        return out.flatten(-2)
 
     def bias_of(self, pair: torch.Tensor) -> torch.Tensor:
         """What the logits carry: ``[1, H, N, N]``, or ``[W, H, 32, 128]`` of windows."""

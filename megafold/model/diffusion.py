@@ -17,6 +17,7 @@ from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
+from megafold.model.prepared import Prepared, prepare, run
 from megafold.model.primitives import (
     ConditionedTransition,
     LayerNormLinear,
@@ -48,8 +49,9 @@ class DiffusionConditioning:
     s: torch.Tensor  # [N, c_s]
     z: torch.Tensor  # [N, N, c_z]
     atoms: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    # Of the attention of each block, [1, H, N, N], where they are computed before many steps.
-    biases: tuple[torch.Tensor, ...] = ()
+    # Of the transformers of tokens, of atoms to tokens and of tokens to atoms, where that is
+    # computed before many steps: see `DiffusionModule.before_steps`.
+    prepared: tuple[Prepared, ...] = ()
 
 
 class FourierEmbedding(nn.Module):
@@ -68,8 +70,8 @@ class FourierEmbedding(nn.Module):
 class DiffusionTransformerBlock(nn.Module):
     """One block of Algorithm 23.
 
-    a ``[S, N, c_token]``, s ``[S, N, c_s]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool, bias what
-    the attention makes of z, if that is known; returns the updated a.
+    a ``[S, N, c_token]``, s ``[S, N, c_s]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool; returns
+    the updated a.
 
     The supplement prints the second update without the residual of ``a``; the published
     code adds both in sequence, and so do we.
@@ -88,9 +90,8 @@ class DiffusionTransformerBlock(nn.Module):
         s: torch.Tensor,
         z: torch.Tensor,
         token_mask: torch.Tensor,
-        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        a = a + self.attention_pair_bias(a, z, token_mask, s, bias=bias)
+        a = a + self.attention_pair_bias(a, z, token_mask, s)
         return a + self.transition(a, s)
 
 
@@ -133,8 +134,13 @@ class DiffusionModule(nn.Module):
 
     def before_steps(self, condition: DiffusionConditioning) -> DiffusionConditioning:
         """The same with what every step would compute again; for steps without gradient."""
-        biases = (block.attention_pair_bias.bias_of(condition.z) for block in self.blocks)
-        return replace(condition, biases=tuple(bias.contiguous() for bias in biases))
+        _, c, p = condition.atoms
+        of_atoms = (part.transformer.blocks for part in (self.atom_encoder, self.atom_decoder))
+        prepared = (
+            prepare(self.blocks, condition.z),
+            *(prepare(blocks, p, c) for blocks in of_atoms),
+        )
+        return replace(condition, prepared=prepared)
 
     def forward(
         self,
@@ -154,12 +160,15 @@ class DiffusionModule(nn.Module):
         level = t[:, None, None].float()
         variance = level.square() + SIGMA_DATA**2
         r_noisy = x_noisy / variance.sqrt()
-        atoms = self.atom_encoder.encode(batch, windows, condition.atoms, r_noisy)
+        of_tokens, of_encoder, of_decoder = condition.prepared or (None,) * 3
+        atoms = self.atom_encoder.encode(batch, windows, condition.atoms, r_noisy, of_encoder)
         a = atoms.tokens + self.token_in(s)
-        biases = condition.biases or (None,) * len(self.blocks)
-        for block, bias in zip(self.blocks, biases, strict=True):
-            a = self.blocks.run(block, a, s, condition.z, batch.token_mask, bias)
-        r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, windows)
+        if of_tokens is None:
+            for block in self.blocks:
+                a = self.blocks.run(block, a, s, condition.z, batch.token_mask)
+        else:
+            a = run(self.blocks, of_tokens, a, batch.token_mask, s)
+        r_update = self.atom_decoder(a, self.layer_norm_a, atoms, batch, windows, of_decoder)
         skip = SIGMA_DATA**2 / variance
         scale = SIGMA_DATA * level / variance.sqrt()
         return skip * x_noisy + scale * r_update.float()

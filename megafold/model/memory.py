@@ -70,7 +70,10 @@ def estimate_memory(
     atom_logits = logits * samples * windows * config.atom_heads * QUERIES * KEYS
     atom_block = act * atom_stream + atom_logits
     if not training:
-        given = 2 * pair + config.diffusion_blocks * config.diffusion_heads * tokens**2  # biases
+        # What the denoiser computes once: the biases of its blocks, and weights side by side.
+        weights = config.c_token * (6 * config.c_s + 8 * config.c_token)
+        of_block = config.diffusion_heads * tokens**2 + weights
+        given = 2 * pair + config.diffusion_blocks * of_block
         return element_size * max(pair_block + msa, given + token_block, given + atom_block)
     stacks = {  # number of blocks, what one holds, what one keeps with checkpointing
         "msa": (config.msa_blocks, pair_block + msa, pair),

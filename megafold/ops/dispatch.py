@@ -147,6 +147,17 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
 
 
+def by_kernels(tensor: torch.Tensor) -> bool:
+    """Whether kernels that every GPU and shape is right for take a tensor: no operator is asked."""
+    if backend() == "torch" or not TRITON_INSTALLED or tensor.dtype not in TRITON_DTYPES:
+        return False
+    if torch.compiler.is_compiling():  # which makes one kernel of them itself
+        return False
+    if tensor.device.type == "cuda":
+        return True
+    return backend() == "triton" and tensor.device.type == "cpu" and _interpreted()
+
+
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
     """Which implementation ``operator(*args, **kwargs)`` would run here and now, and why.
 
