@@ -56,7 +56,7 @@ class AtomTransformerBlock(nn.Module):
         windows: AtomWindows,
     ) -> torch.Tensor:
         q = q + self.attention_pair_bias(q, p, mask, c, windows)
-        return q + self.transition(q, c)
+        return self.transition(q, c, residual=True)
 
 
 class AtomTransformer(nn.Module):

@@ -92,7 +92,7 @@ class DiffusionTransformerBlock(nn.Module):
         token_mask: torch.Tensor,
     ) -> torch.Tensor:
         a = a + self.attention_pair_bias(a, z, token_mask, s)
-        return a + self.transition(a, s)
+        return self.transition(a, s, residual=True)
 
 
 class DiffusionModule(nn.Module):

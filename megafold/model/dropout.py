@@ -61,11 +61,3 @@ def dropout_shared(x: torch.Tensor, rate: float, dim: int, training: bool) -> to
     """Dropout whose mask is the same all along ``dim`` (row- and column-wise dropout)."""
     mask = dropout_mask(x, rate, dim, training)
     return x if mask is None else x * mask
-
-
-def add_dropped(
-    x: torch.Tensor, update: torch.Tensor, rate: float, dim: int, training: bool
-) -> torch.Tensor:
-    """``x`` and its update behind dropout shared along ``dim``, in one pass over both."""
-    mask = dropout_mask(update, rate, dim, training)
-    return x + update if mask is None else torch.addcmul(x, update, mask)

@@ -96,7 +96,7 @@ class MSABlock(nn.Module):
         if not self.last:
             update = self.pair_weighted_averaging(m, z, token_mask)
             m = m + dropout_shared(update, self.dropout, 0, self.training)
-            m = m + self.transition(m)
+            m = self.transition(m, residual=True)
         return m, self.pair_stack(z, pair_mask)
 
 

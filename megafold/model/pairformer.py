@@ -28,7 +28,7 @@ class PairformerBlock(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.pair_stack(z, pair_mask)
         s = s + self.attention_pair_bias(s.unsqueeze(0), z, token_mask).squeeze(0)
-        return s + self.transition(s), z
+        return self.transition(s, residual=True), z
 
 
 class Pairformer(nn.Module):

@@ -39,7 +39,10 @@ def linear(c_in: int, c_out: int, *, bias: bool = False, init: Init = "default")
 
 
 class Transition(nn.Module):
-    """Algorithm 11: LayerNorm, SwiGLU, projection back. x ``[..., C]``."""
+    """Algorithm 11: LayerNorm, SwiGLU, projection back. x ``[..., C]``.
+
+    Returns the update of x, or with ``residual`` the updated x.
+    """
 
     def __init__(self, c: int, n: int = 4) -> None:
         super().__init__()
@@ -48,7 +51,7 @@ class Transition(nn.Module):
         self.linear_value = linear(c, n * c, init="relu")
         self.linear_out = linear(n * c, c, init="final")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, residual: bool = False) -> torch.Tensor:
         return ops.transition(
             x,
             self.layer_norm.weight,
@@ -57,6 +60,7 @@ class Transition(nn.Module):
             self.linear_value.weight,
             self.linear_out.weight,
             self.layer_norm.eps,
+            residual=residual,
         )
 
 
@@ -100,7 +104,8 @@ class AdaptiveLayerNorm(nn.Module):
 class ConditionedTransition(nn.Module):
     """Algorithm 25: SwiGLU of the adaptively normalised ``a``, gated by ``s``.
 
-    a ``[S, N, c_a]``, s ``[S or 1, N, c_s]``; returns the update of a.
+    a ``[S, N, c_a]``, s ``[S or 1, N, c_s]``; returns the update of a, or with ``residual`` the
+    updated a.
     """
 
     def __init__(self, c_a: int, c_s: int, n: int = 2) -> None:
@@ -111,7 +116,7 @@ class ConditionedTransition(nn.Module):
         self.linear_out = linear(n * c_a, c_a)
         self.linear_scale = zero_scale(c_a, c_s)
 
-    def forward(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    def forward(self, a: torch.Tensor, s: torch.Tensor, *, residual: bool = False) -> torch.Tensor:
         norm = self.adaptive_layer_norm
         return ops.conditioned_transition(
             a,
@@ -126,6 +131,7 @@ class ConditionedTransition(nn.Module):
             self.linear_scale.weight,
             self.linear_scale.bias,
             norm.layer_norm_s.eps,
+            residual=residual,
         )
 
 

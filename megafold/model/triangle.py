@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megafold import ops
-from megafold.model.dropout import add_dropped, dropout_mask
+from megafold.model.dropout import dropout_mask
 from megafold.model.primitives import Transition, linear
 
 
@@ -23,7 +23,15 @@ class TriangleMultiplication(nn.Module):
         self.linear_p_out = linear(c_z, c_z, init="final")
         self.linear_g_out = linear(c_z, c_z, init="gate")
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        z: torch.Tensor,
+        mask: torch.Tensor,
+        dropout: torch.Tensor | None = None,
+        *,
+        residual: bool = False,
+    ) -> torch.Tensor:
+        """The update of z, times ``dropout`` where there is one; added to z with ``residual``."""
         return ops.triangle_multiplication(
             z.unsqueeze(0),
             mask.unsqueeze(0),
@@ -37,6 +45,8 @@ class TriangleMultiplication(nn.Module):
             self.linear_g_out.weight,
             outgoing=self.outgoing,
             eps=self.layer_norm_in.eps,
+            dropout=dropout,
+            residual=residual,
         ).squeeze(0)
 
 
@@ -96,15 +106,12 @@ class PairStack(nn.Module):
     def forward(self, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """z ``[N, N, C]``, mask ``[N, N]`` bool; returns the updated z."""
 
-        def added(update: torch.Tensor, shared: int) -> torch.Tensor:
-            return add_dropped(z, update, self.dropout, shared, self.training)
-
         def dropped(shared: int) -> torch.Tensor | None:
             return dropout_mask(z, self.dropout, shared, self.training)
 
         rows, columns = 0, 1  # along which a mask of dropout is the same
-        z = added(self.triangle_multiplication_outgoing(z, mask), rows)
-        z = added(self.triangle_multiplication_incoming(z, mask), rows)
+        z = self.triangle_multiplication_outgoing(z, mask, dropped(rows), residual=True)
+        z = self.triangle_multiplication_incoming(z, mask, dropped(rows), residual=True)
         z = self.triangle_attention_starting(z, mask, dropped(rows), residual=True)
         z = self.triangle_attention_ending(z, mask, dropped(columns), residual=True)
-        return z + self.transition(z)
+        return self.transition(z, residual=True)

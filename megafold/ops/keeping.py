@@ -21,12 +21,14 @@ _graph_stays = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 def register_keeping(of: Passes) -> Callable[..., torch.Tensor]:
     """Register an operator as :func:`register` does, all of its operands with a gradient.
 
-    Its backward pass takes no option but ``last``: whether it may write over what was kept.
+    Its backward pass takes ``last`` beside: whether it may write over what was kept.
 
     Returns:
         What calls it where :func:`has_gradient` says so: ``(*operands, *options)`` to the output.
     """
     many = len(of.operands)
+    options = [option.split()[-1] for option in of.options]
+    passed_on = [many + options.index(name) for name in of.for_backward]
     as_operator = register(of)
     backward_as_operator = getattr(torch.ops.megafold, f"{of.name}_backward")
 
@@ -35,6 +37,7 @@ def register_keeping(of: Passes) -> Callable[..., torch.Tensor]:
         def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
             output, *kept = of.forward(*inputs)
             ctx.without = len(inputs) - many
+            ctx.passed_on = [inputs[i] for i in passed_on]
             ctx.save_for_backward(*inputs[:many], *kept)
             return output
 
@@ -43,10 +46,10 @@ def register_keeping(of: Passes) -> Callable[..., torch.Tensor]:
             asked = list(ctx.needs_input_grad[:many])
             # With a graph of the backward pass: the operator, which refuses a second derivative.
             if torch.is_grad_enabled() or traced(grad):
-                found = backward_as_operator(grad, *ctx.saved_tensors, asked)
+                found = backward_as_operator(grad, *ctx.saved_tensors, *ctx.passed_on, asked)
             else:
                 last = not _graph_stays()
-                found = of.backward(grad, *ctx.saved_tensors, asked, last=last)
+                found = of.backward(grad, *ctx.saved_tensors, *ctx.passed_on, asked, last=last)
             computed = iter(found)
             return *(next(computed) if one else None for one in asked), *[None] * ctx.without
 

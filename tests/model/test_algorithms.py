@@ -178,11 +178,15 @@ def test_the_diffusion_module_is_algorithms_20_and_21(exact, peptide):
     x, t = 10 * randn(2, peptide.num_atoms, 3), torch.tensor([0.5, 40.0], dtype=torch.float64)
     condition = m.condition(peptide, trunk)
     found = m(x, t, peptide, trunk.windows, condition)
-    ahead = m.before_steps(condition)
-    assert len(ahead.biases) == len(m.blocks)
-    torch.testing.assert_close(m(x, t, peptide, trunk.windows, ahead), found)
-    other = dataclasses.replace(ahead, z=randn(*ahead.z.shape))  # which nothing reads any more
-    torch.testing.assert_close(m(x, t, peptide, trunk.windows, other), found)
+    with torch.no_grad():
+        ahead = m.before_steps(condition)
+        stacks = (m.blocks, *(part.transformer.blocks for part in (m.atom_encoder, m.atom_decoder)))
+        assert [len(of.biases) for of in ahead.prepared] == [len(blocks) for blocks in stacks]
+        torch.testing.assert_close(m(x, t, peptide, trunk.windows, ahead), found)
+        q, *unread = ahead.atoms
+        atoms = (q, *(randn(*of.shape) for of in unread))
+        other = dataclasses.replace(ahead, z=randn(*ahead.z.shape), atoms=atoms)
+        torch.testing.assert_close(m(x, t, peptide, trunk.windows, other), found)
 
     z = torch.cat([trunk.z, m.relative_position(trunk.relative)], -1)
     z = norm_linear(z, m.pair_in)

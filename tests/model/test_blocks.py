@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 from torch.nn.functional import one_hot
 
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks, recomputed
-from megafold.model.dropout import add_dropped, dropout_shared, repeating, shared_mask
+from megafold.model.dropout import dropout_shared, repeating, shared_mask
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
 from megafold.model.msa import OuterProductMean, PairWeightedAveraging
 from megafold.model.triangle import TriangleAttention
@@ -156,19 +155,6 @@ def test_shared_dropout_is_the_same_along_its_axis_and_keeps_the_mean():
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(dropped.mean() - 1.0) < 0.05
     assert dropout_shared(x, 0.25, 0, training=False) is x
-
-
-@pytest.mark.parametrize("dim", [0, 1])
-def test_an_update_is_added_behind_the_same_dropout(dim):
-    x, update = torch.randn(2, 6, 5, 4)
-    added = {}
-    for training in (True, False):
-        torch.manual_seed(3)
-        found = add_dropped(x, update, 0.25, dim, training)
-        torch.manual_seed(3)
-        torch.testing.assert_close(found, x + dropout_shared(update, 0.25, dim, training))
-        added[training] = found
-    assert not torch.equal(added[True], added[False])
 
 
 def test_dropout_is_drawn_once_where_a_call_is_repeated():

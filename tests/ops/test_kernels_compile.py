@@ -39,6 +39,8 @@ SPILLS = {
     "evo_attention.hopper_backward float16 S384 N384 D64": 16,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
     "evo_attention.hopper_backward float16 S1024 N1024 D32": 40,
+    # Rows of an fp32 z beside 16-bit weights, on an MI250.
+    "triangle_multiplication.weights_out bfloat16 C128 on float32": 52,
     # A number that a thread needs once, after its last row.
     "evo_attention.hopper_bias bfloat16 S384 N384 D64": 8,
     "evo_attention.hopper_bias float16 S384 N384 D64": 8,
@@ -46,6 +48,9 @@ SPILLS = {
     "layer_norm_linear.hopper_backward float16 M147456 C128 O576": 8,
     "layer_norm_linear.hopper_backward float16 M147456 C128 O512": 8,
     "layer_norm_linear.hopper_backward float16 M147456 C128 O256": 8,
+    # fp32 rows under autocast, on an A100 and a B200: addresses of rows take 64 registers. Without
+    # the residual such rows spill there, too: 64 bytes.
+    "transition.grad_rows bfloat16 C128 residual float32": 168,
 }
 
 

@@ -243,16 +243,16 @@ def test_registration_of_what_keeps_passes_opcheck(norms):
     if not norms:
         inputs |= {"norm_weight": None, "norm_bias": None}
     tensors = [inputs[name] for name in ARGUMENTS]
-    _, *kept = torch.ops.megafold.transition_keeping(*tensors, EPS)
+    _, *kept = torch.ops.megafold.transition_keeping(*tensors, EPS, False)
     torch.library.opcheck(
         torch.ops.megafold.transition_keeping_backward.default,
-        (grad, *tensors, *kept, [True, norms, norms, True, True, True]),
+        (grad, *tensors, *kept, False, [True, norms, norms, True, True, True]),
         test_utils=("test_schema", "test_faketensor"),
     )
     for t in tensors:
         if t is not None:
             t.requires_grad_()
-    torch.library.opcheck(torch.ops.megafold.transition_keeping.default, (*tensors, EPS))
+    torch.library.opcheck(torch.ops.megafold.transition_keeping.default, (*tensors, EPS, False))
 
 
 @each_plan
@@ -263,19 +263,19 @@ def test_registration_passes_opcheck(shape, norms):
     if not norms:
         inputs |= {"norm_weight": None, "norm_bias": None}
     tensors = [inputs[name] for name in ARGUMENTS]
-    _, stats = torch.ops.megafold.transition(*tensors, EPS)
+    _, stats = torch.ops.megafold.transition(*tensors, EPS, False)
     asked = [True, norms, norms, True, True, True]
     # It has no derivative, and says so.
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         torch.ops.megafold.transition_backward.default,
-        (grad, *tensors, stats, EPS, asked),
+        (grad, *tensors, stats, EPS, False, asked),
         test_utils=tests,
     )
     for t in tensors:
         if t is not None:
             t.requires_grad_()
-    torch.library.opcheck(torch.ops.megafold.transition.default, (*tensors, EPS))
+    torch.library.opcheck(torch.ops.megafold.transition.default, (*tensors, EPS, False))
 
 
 @pytest.mark.parametrize(

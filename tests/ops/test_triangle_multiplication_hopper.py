@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megafold import ops
+from megafold.bench.cases import differentiable
 from megafold.ops.triangle_multiplication import (
     hopper,
     hopper_launch_backward,
@@ -19,6 +20,7 @@ from megafold.ops.tuning import use_config
 from tests.numerics import DEVICE
 from tests.ops.layer_norms import assert_kernels_accurate, results_of
 from tests.ops.test_triangle_multiplication import NORMS, assert_same, drawn, fused
+from tests.ops.test_triangle_multiplication_residual import SHARED, added_to_z, with_dropout
 
 HERE = torch.device(DEVICE)
 DTYPES = [torch.bfloat16, torch.float16]
@@ -73,6 +75,75 @@ def test_accurate_without_a_parameter(without, ran):
 
 
 @on_hopper
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("letters", [None, *SHARED], ids=str)
+@pytest.mark.parametrize("shape", ["B1 N64 C128", "B2 N60 C128 incoming"])
+def test_accurate_with_a_residual(shape, letters, dtype, ran):
+    """And dropout shared in any way, also where a tile of pairs is of two batches."""
+    assert_kernels_accurate(*added_to_z(shape, dtype, letters))
+    assert ran() == [1] * 6
+
+
+@on_hopper
+@pytest.mark.parametrize("letters", [None, "..NC", ".N.C"], ids=str)
+@pytest.mark.parametrize(
+    "shape", ["B1 N128 C128", "B1 N260 C128", "B1 N100 C128 incoming", "B1 N4 C128"]
+)
+def test_accurate_with_a_residual_at_other_sizes(shape, letters, ran):
+    """Two programs' turns and more, the last pairs no whole tile, and a quarter of one."""
+    assert_kernels_accurate(*added_to_z(shape, torch.bfloat16, letters))
+    assert ran() == [1] * 6
+
+
+@on_hopper
+@pytest.mark.parametrize("letters", ["..NC", "N."], ids=str)
+def test_accurate_with_dropout_alone(letters, ran):
+    case, inputs, grad = drawn("B1 N100 C128", torch.bfloat16)
+    assert_kernels_accurate(case, with_dropout(inputs, letters), grad)
+    assert ran() == [1] * 6
+
+
+@on_hopper
+@pytest.mark.parametrize("without", [*NORMS, "mask"])
+def test_accurate_with_a_residual_without_a_parameter(without, ran):
+    case, inputs, grad = added_to_z("B1 N100 C128", torch.bfloat16)
+    assert_kernels_accurate(case, {**inputs, without: None}, grad)
+    assert ran() == [1] * 6
+
+
+@on_hopper
+@pytest.mark.parametrize("letters", [None, "..NC"], ids=str)
+def test_a_gradient_that_is_part_of_another_is_read_where_it_lies(letters, ran):
+    case, inputs, grad = added_to_z("B1 N100 C128", torch.bfloat16, letters)
+    wide = torch.cat([grad, grad, grad], dim=-1)[..., 128:256]
+    assert_same(results_of(case, inputs, wide), results_of(case, inputs, grad))
+    assert ran() == [2] * 6
+
+
+@on_hopper
+def test_dropout_in_fp32_beside_operands_in_16_bits(ran):
+    """As under autocast: the same kernels, and no less exact."""
+    case, inputs, grad = added_to_z("B1 N100 C128", torch.bfloat16)
+    expected = results_of(case, inputs, grad)
+    inputs["dropout"] = inputs["dropout"].float()  # of values that 16 bits hold
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert_same(results_of(case, inputs, grad), expected)
+    assert ran() == [2] * 6
+
+
+@on_hopper
+@pytest.mark.parametrize("shape", ["B1 N260 C128", "B1 N384 C128 incoming"])
+def test_where_dropout_leaves_out_all_z_and_its_gradient_pass_unchanged(shape, ran):
+    case, inputs, grad = added_to_z(shape, torch.bfloat16)
+    inputs["dropout"] = torch.zeros_like(inputs["dropout"])
+    found = results_of(case, inputs, grad)
+    assert torch.equal(found.pop("output"), inputs["z"])
+    assert torch.equal(found.pop("grad z"), grad)
+    assert all((value == 0).all() for value in found.values())
+    assert ran() == [1] * 6
+
+
+@on_hopper
 def test_masked_pairs_change_nothing(ran):
     _, inputs, _ = drawn("B1 N64 C128", torch.bfloat16)
     inputs["mask"][:, 40:] = False
@@ -85,9 +156,10 @@ def test_masked_pairs_change_nothing(ran):
 
 
 @on_hopper
+@pytest.mark.parametrize("make", [drawn, added_to_z], ids=["alone", "dropout and residual"])
 @pytest.mark.parametrize("shape", ["B1 N260 C128", "B1 N384 C128 incoming"])
-def test_the_same_input_gives_the_same_bits(shape, ran):
-    case, inputs, grad = drawn(shape, torch.bfloat16)
+def test_the_same_input_gives_the_same_bits(shape, make, ran):
+    case, inputs, grad = make(shape, torch.bfloat16)
     first = results_of(case, inputs, grad)
     for _ in range(10):
         assert_same(results_of(case, inputs, grad), first)
@@ -95,13 +167,12 @@ def test_the_same_input_gives_the_same_bits(shape, ran):
 
 
 @on_hopper
-def test_captured_in_a_graph(ran):
-    case, inputs, grad = drawn("B1 N192 C128", torch.bfloat16)
+@pytest.mark.parametrize("make", [drawn, added_to_z], ids=["alone", "dropout and residual"])
+def test_captured_in_a_graph(make, ran):
+    case, inputs, grad = make("B1 N192 C128", torch.bfloat16)
     expected = results_of(case, inputs, grad)
-    given = {
-        n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()
-    }
-    leaves = {n: t for n, t in given.items() if t.requires_grad}
+    leaves = {n: t.detach().requires_grad_() for n, t in differentiable(inputs).items()}
+    given = {**inputs, **leaves}
 
     def call():
         with ops.use("triton"):

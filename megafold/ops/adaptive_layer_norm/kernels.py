@@ -54,10 +54,12 @@ def gradient_kernel(
     p_a,  # [M, C], neighbours along C
     p_gate,  # [K, C], contiguous: before the sigmoid
     p_stats,  # fp32 [2, M]
+    p_added,  # [M, C], neighbours along C: what is added to the gradient of a; or None
     p_grad_a,  # [M, C], contiguous, written; or None
     p_grad_projected,  # [groups, 2, K, C], contiguous, written: of gate and shift; or None
     stride_g,  # of a row
     stride_a,
+    stride_added,
     rows,
     conditions,
     inner,
@@ -84,6 +86,9 @@ def gradient_kernel(
         b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0)
         b_grad = tl.load(p_grad + o_m[:, None] * stride_g + o_c[None, :], mask=m, other=0.0)
         b_grad = b_grad.to(tl.float32)
+        if p_added is not None:
+            p_tile = p_added + o_m[:, None] * stride_added + o_c[None, :]
+            b_added = tl.load(p_tile, mask=m, other=0.0)
         b_mean = tl.load(p_stats + o_m, mask=m_k, other=0.0)
         b_rstd = tl.load(p_stats + rows + o_m, mask=m_k, other=0.0)
         b_normal = tl.where(m, (b_a.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None], 0.0)
@@ -92,6 +97,8 @@ def gradient_kernel(
             b_of_shift += b_grad
         if p_grad_a is not None:
             b_grad_a = grad_of_normalised(b_grad * b_gate, b_normal, b_rstd, channels)
+            if p_added is not None:
+                b_grad_a += b_added.to(tl.float32)
             p_tile = p_grad_a + o_m[:, None] * channels + o_c[None, :]
             tl.store(p_tile, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
     if p_grad_projected is not None:
@@ -111,11 +118,13 @@ def gradient_rows_kernel(
     p_a,  # [M, C], neighbours along C
     p_gate,  # [M, C], contiguous: before the sigmoid
     p_stats,  # fp32 [2, M]
+    p_added,  # [M, C], neighbours along C: what is added to the gradient of a; or None
     p_grad_a,  # [M, C], contiguous, written; or None
     p_grad_projected,  # [M, 2 C], contiguous, written: of gate, then of shift; or None
     p_sums,  # fp32 [programs, C], written: for the gate's bias; or None
     stride_g,  # of a row
     stride_a,
+    stride_added,
     rows,
     channels,
     per_program,  # blocks of ROWS rows
@@ -136,11 +145,16 @@ def gradient_rows_kernel(
         b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0)
         b_grad = tl.load(p_grad + o_m[:, None] * stride_g + o_c[None, :], mask=m, other=0.0)
         b_grad = b_grad.to(tl.float32)
+        if p_added is not None:
+            p_tile = p_added + o_m[:, None] * stride_added + o_c[None, :]
+            b_added = tl.load(p_tile, mask=m, other=0.0)
         b_mean = tl.load(p_stats + o_m, mask=m_m, other=0.0)
         b_rstd = tl.load(p_stats + rows + o_m, mask=m_m, other=0.0)
         b_normal = tl.where(m, (b_a.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None], 0.0)
         if p_grad_a is not None:
             b_grad_a = grad_of_normalised(b_grad * b_gate, b_normal, b_rstd, channels)
+            if p_added is not None:
+                b_grad_a += b_added.to(tl.float32)
             tl.store(p_grad_a + o_own, b_grad_a.to(p_grad_a.dtype.element_ty), mask=m)
         b_of_gate = b_grad * b_normal * (b_gate * (1.0 - b_gate))
         if p_grad_projected is not None:

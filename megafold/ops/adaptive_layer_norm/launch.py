@@ -9,6 +9,7 @@ condition and the gate, less than eager, and gradients of both projections are m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -184,8 +185,14 @@ def backward(
     stats_a: torch.Tensor,
     stats_s: torch.Tensor,
     asked: Sequence[bool],
+    *,
+    added: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """The gradients asked for of a, s, norm_weight_s, weight_gate, bias_gate and weight_shift."""
+    """The gradients asked for of a, s, norm_weight_s, weight_gate, bias_gate and weight_shift.
+
+    Args:
+        added: to the gradient of a, ``[..., Ca]``; or None.
+    """
     operands = (a, s, norm_weight_s, weight_gate, bias_gate, weight_shift)
     if not grad.numel():
         return [
@@ -202,7 +209,8 @@ def backward(
     gate = F.linear(normal, weight_gate, bias_gate)
     grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if for_a else None
     projected = launch_gradient(
-        problem, as_rows(grad), as_rows(a), gate, stats_a, grad_a, any(asked[1:])
+        problem, as_rows(grad), as_rows(a), gate, stats_a, _rows_added(added, for_a), grad_a,
+        any(asked[1:]),
     )  # fmt: skip
     del gate
     of_s = of_norms = of_gate = of_bias = of_shift = None
@@ -238,8 +246,15 @@ def backward_from_kept(
     gate: torch.Tensor,
     both: torch.Tensor,
     asked: Sequence[bool],
+    *,
+    added: torch.Tensor | None = None,
+    room: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """What :func:`backward` returns, from what :func:`forward_keeping` did."""
+    """What :func:`backward` returns, from what :func:`forward_keeping` did.
+
+    Args:
+        room: what nobody needs any more: gradients of the projections may be written over it.
+    """
     operands = (a, s, norm_weight_s, weight_gate, bias_gate, weight_shift)
     if not grad.numel():
         return [
@@ -251,10 +266,11 @@ def backward_from_kept(
     grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device) if for_a else None
     of_projected = None
     if any((for_s, for_norm, for_gate, for_shift)):
-        of_projected = gate.new_empty((gate.shape[0], 2 * gate.shape[1]))
+        of_projected = _within(room, gate, gate.shape[0], 2 * gate.shape[1])
     of_bias = launch_gradient_rows(
-        as_rows(grad), as_rows(a), gate, stats_a, grad_a, of_projected, for_bias
-    )
+        as_rows(grad), as_rows(a), gate, stats_a, _rows_added(added, for_a), grad_a, of_projected,
+        for_bias,
+    )  # fmt: skip
     of_both = of_s = of_norm = None
     if for_gate or for_shift:
         of_both = of_projected.t() @ normal
@@ -266,6 +282,18 @@ def backward_from_kept(
     of_parameters = _finished(operands[2:], of_both, of_bias, of_norm, asked[2:])
     found = (grad_a, None if of_s is None else as_operand(of_s, s), *of_parameters)
     return [gradient for gradient, one in zip(found, asked, strict=True) if one]
+
+
+def _rows_added(added: torch.Tensor | None, for_a: bool) -> torch.Tensor | None:
+    return as_rows(added) if added is not None and for_a else None
+
+
+def _within(room: torch.Tensor | None, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """A tensor of the dtype of ``like``, in memory that is there if it is enough."""
+    size = math.prod(shape)
+    if room is None or room.dtype != like.dtype or room.numel() < size:
+        return like.new_empty(shape)
+    return room.view(-1)[:size].view(shape)
 
 
 def _finished(
@@ -304,8 +332,13 @@ def launch_modulate(problem, a, gate, shift, out, stats, eps) -> Any:
         return launcher(a, gate, shift, out, stats)
 
 
-def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> torch.Tensor | None:
+def launch_gradient(
+    problem, grad, a, gate, stats, added, grad_a, for_projected
+) -> torch.Tensor | None:
     """Fill ``grad_a`` where it is not None; the gradient of the projections where asked for.
+
+    Args:
+        added: to ``grad_a``; or None.
 
     Returns:
         Those of gate and shift, ``[2, K, C]`` in the dtype of ``gate``, or None.
@@ -322,20 +355,23 @@ def launch_gradient(problem, grad, a, gate, stats, grad_a, for_projected) -> tor
         sums = torch.empty(shape, dtype=dtype, device=a.device)
     launcher = _gradient(
         gradient_kernel, config, problem, blocks * groups, per_group, a.device,
-        layout(grad), layout(a), gate.dtype, grad_a is not None,
+        layout(grad), layout(a), layout(added), gate.dtype, grad_a is not None,
         None if sums is None else sums.dtype,
     )  # fmt: skip
     with on(a.device):
-        launcher(grad, a, gate, stats, grad_a, sums)
+        launcher(grad, a, gate, stats, added, grad_a, sums)
     if sums is None:
         return None
     return sums[0] if groups == 1 else sums.sum(dim=0).to(gate.dtype)
 
 
 def launch_gradient_rows(
-    grad, a, gate, stats, grad_a, grad_projected, for_bias
+    grad, a, gate, stats, added, grad_a, grad_projected, for_bias
 ) -> torch.Tensor | None:
     """Fill ``grad_a`` and ``grad_projected`` where they are not None.
+
+    Args:
+        added: to ``grad_a``; or None.
 
     Returns:
         Where it is asked for, the programs' shares of the gradient of the gate's bias, fp32
@@ -345,14 +381,14 @@ def launch_gradient_rows(
     config = config_of(GRADIENT_ROWS, a, Problem(rows, rows, 1, channels)).config
     launcher = _gradient_rows(
         gradient_rows_kernel, config, rows, channels, a.device, layout(grad), layout(a),
-        gate.dtype, grad_a is not None, grad_projected is not None, for_bias,
+        layout(added), gate.dtype, grad_a is not None, grad_projected is not None, for_bias,
     )  # fmt: skip
     sums = None
     if for_bias:
         shape = (launcher.grid[0], channels)
         sums = torch.empty(shape, dtype=torch.float32, device=a.device)
     with on(a.device):
-        launcher(grad, a, gate, stats, grad_a, grad_projected, sums)
+        launcher(grad, a, gate, stats, added, grad_a, grad_projected, sums)
     return sums
 
 
@@ -369,13 +405,14 @@ def _modulate(
 @lru_cache(maxsize=4096)
 def _gradient_rows(
     kernel: Any, config: Config, rows: int, channels: int, device: torch.device, grad: Layout,
-    a: Layout, gate: torch.dtype, *wanted: bool,
+    a: Layout, added: Layout | None, gate: torch.dtype, *wanted: bool,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, channels)
     blocks = cdiv(rows, constants["ROWS"])
     programs = config.blocks["WAVES"] * multiprocessors(device)
     per_program = cdiv(blocks, min(blocks, programs))
-    numbers = (grad[0][0], a[0][0], rows, channels, per_program)
+    strides = grad[0][0], a[0][0], added[0][0] if added else 0
+    numbers = (*strides, rows, channels, per_program)
     return Launcher(kernel, cdiv(blocks, per_program), numbers, constants, config.options)
 
 
@@ -395,9 +432,10 @@ def _finish(
 @lru_cache(maxsize=4096)
 def _gradient(
     kernel: Any, config: Config, problem: Problem, programs: int, per_group: int,
-    device: torch.device, grad: Layout, a: Layout, gate: torch.dtype, for_a: bool,
-    sums: torch.dtype | None,
+    device: torch.device, grad: Layout, a: Layout, added: Layout | None, gate: torch.dtype,
+    for_a: bool, sums: torch.dtype | None,
 ) -> Launcher:  # fmt: skip
     constants = fitted(config, problem.channels)
-    numbers = (grad[0][0], a[0][0], *problem, problem.sharing, per_group)
+    strides = grad[0][0], a[0][0], added[0][0] if added else 0
+    numbers = (*strides, *problem, problem.sharing, per_group)
     return Launcher(kernel, programs, numbers, constants, config.options)

@@ -14,17 +14,20 @@ OPERANDS = (
 OPTIONS = ("float eps", "ScalarType dtype")
 
 
-def _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
+def fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
+    """What ``launch.forward`` returns, not computed."""
+
     def stats(x: torch.Tensor) -> torch.Tensor:
         return x.new_empty((2, x.numel() // x.shape[-1]), dtype=torch.float32)
 
     return a.new_empty(a.shape, dtype=dtype), stats(a), stats(s)
 
 
-def _fake_keeping(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
+def fake_keeping(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype):
+    """What ``launch.forward_keeping`` returns, not computed."""
     channels, channels_s = weight_gate.shape
     rows, empty = a.numel() // a.shape[-1], weight_gate.new_empty
-    three = _fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)
+    three = fake(a, s, norm_weight_s, weight_gate, bias_gate, weight_shift, eps, dtype)
     of_rows = empty((rows, channels_s)), empty((rows, channels))
     return *three, *of_rows, empty((2 * channels, channels_s))
 
@@ -37,7 +40,7 @@ _call = register(
         kept=("Tensor stats_a", "Tensor stats_s"),
         forward=launch.forward,
         backward=launch.backward,
-        fake=_fake,
+        fake=fake,
     )
 )
 
@@ -49,7 +52,7 @@ _call_keeping = register(
         kept=("Tensor stats_a", "Tensor stats_s", "Tensor normal", "Tensor gate", "Tensor both"),
         forward=launch.forward_keeping,
         backward=launch.backward_from_kept,
-        fake=_fake_keeping,
+        fake=fake_keeping,
     )
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from megafold.ops.adaptive_layer_norm import launch
-from megafold.ops.recording import recorded
+from megafold.ops.recording import distinct, recorded
 from megafold.ops.variants import KernelVariant
 
 OWN = (
@@ -25,16 +27,25 @@ SHIPPED = (
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the block sizes of the default table, for compiling ahead of time."""
-    return [v for sizes in SHIPPED for v in variants_of(*sizes)]
+    kinds = itertools.product(SHIPPED, (False, True))
+    return distinct(v for sizes, added in kinds for v in variants_of(*sizes, residual=added))
 
 
 def variants_of(
-    samples: int, conditions: int, tokens: int, channels: int, channels_s: int, dtype: torch.dtype
+    samples: int,
+    conditions: int,
+    tokens: int,
+    channels: int,
+    channels_s: int,
+    dtype: torch.dtype,
+    *,
+    residual: bool = False,
 ) -> list[KernelVariant]:
     """What both passes launch for a ``[samples, tokens, channels]``, all gradients asked.
 
     Args:
         conditions: samples of s: as many as of a, or 1.
+        residual: whether something is added to the gradient of a, as in the conditioned transition.
     """
 
     def empty(*shape: int) -> torch.Tensor:
@@ -53,9 +64,10 @@ def variants_of(
         if launch.keeps(*operands[:2], operands[3]):
             forward, backward = launch.forward_keeping, launch.backward_from_kept
         out, *kept = forward(*operands, 1e-5, dtype)
-        backward(out, *operands, *kept, (True,) * 6)
+        backward(out, *operands, *kept, (True,) * 6, added=out if residual else None)
 
     shared = "" if conditions == samples else " shared"
     name = f"{str(dtype).removeprefix('torch.')} S{samples} N{tokens} A{channels}{shared}"
     # The kernels that normalise the condition ship with LayerNorm + Linear.
-    return [v for v in recorded(call, name) if v.kernel in OWN]
+    found = recorded(call, f"{name} residual" if residual else name)
+    return [v for v in found if v.kernel in OWN]

@@ -9,7 +9,7 @@ from megafold.ops.adaptive_layer_norm import adaptive_layer_norm
 from megafold.ops.checks import autocast, autocast_dtype, check_floats, check_shape, described
 from megafold.ops.conditioned_transition.reference import reference
 from megafold.ops.precision import in_full_fp32
-from megafold.ops.transition.function import NARROW
+from megafold.ops.transition.function import NARROW, check_residual
 
 NAME = "conditioned_transition"
 
@@ -27,6 +27,8 @@ def conditioned_transition(
     weight_scale: torch.Tensor,
     bias_scale: torch.Tensor | None,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> torch.Tensor:
     """``sigmoid(weight_scale @ s + bias_scale) * (weight_out @ (silu(gate) * value))``.
 
@@ -46,10 +48,14 @@ def conditioned_transition(
         weight_scale: ``[Ca, Cs]``.
         bias_scale: ``[Ca]`` or None.
         eps: added to the variances.
+        residual: whether a is added to the update, ``a + conditioned_transition(a, s)``. By the
+            kernels that takes no pass of its own, nor does the sum of a's two gradients in the
+            backward pass.
 
     Returns:
         ``[..., Ca]``, dtype of a; under ``torch.autocast`` the autocast dtype, as a product of
-        linear layers has.
+        linear layers has, or with the residual what PyTorch promotes the two to: an fp32 a stays as
+        exact as it is.
 
     Raises:
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
@@ -62,9 +68,11 @@ def conditioned_transition(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift,
         weight_gate, weight_value, weight_out, weight_scale, bias_scale, eps,
     )  # fmt: skip
-    check(*call)
+    check(*call, residual=residual)
     if dispatch.choose(NAME, *call).implementation == "torch":
-        return reference(*call)
+        return reference(*call, residual=residual)
+    if residual:
+        return _on_residual(*call)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.conditioned_transition.library import apply
 
@@ -73,6 +81,24 @@ def conditioned_transition(
     )
     operands = n, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale
     return apply(*(None if t is None else autocast(t) for t in operands))
+
+
+def _on_residual(
+    a: torch.Tensor,
+    s: torch.Tensor,
+    norm_weight_s: torch.Tensor | None,
+    *parameters: torch.Tensor | float | None,
+) -> torch.Tensor:
+    """The call by the kernels, plus a; arguments as those of the public function."""
+    from megafold.ops.conditioned_transition.residual import apply
+
+    *of_norm, gate, value, out, scale, bias_scale, eps = (
+        autocast(t) if isinstance(t, torch.Tensor) else t for t in parameters
+    )
+    of_norm = (a, s, norm_weight_s, *of_norm)
+    return apply(
+        of_norm, autocast(s), (gate, value, out), scale, bias_scale, eps, autocast_dtype(a)
+    )
 
 
 def check(
@@ -88,6 +114,8 @@ def check(
     weight_scale: torch.Tensor,
     bias_scale: torch.Tensor | None,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> None:
     """Raise TypeError or ValueError where the arguments are not a valid call."""
     required = {
@@ -106,6 +134,7 @@ def check(
         "bias_scale": bias_scale,
     }
     check_floats(NAME, required, optional)
+    check_residual(NAME, residual, "a")
     for name, tensor in (("a", a), ("s", s)):
         if tensor.dim() < 1 or tensor.shape[-1] == 0:
             raise ValueError(
@@ -148,6 +177,8 @@ def _configs(
     weight_scale: torch.Tensor,
     bias_scale: torch.Tensor | None,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> tuple[str, ...]:
     """What the kernels of this call would be: the norm's, then those of the transition."""
     from megafold.ops.conditioned_transition.library import keeps
@@ -159,7 +190,8 @@ def _configs(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps,
     )  # fmt: skip
     plan = launch.explained(a, gate, kept=keeps(a, s), what="n")
-    return (*str(norm).splitlines(), *plan)
+    how = "residual: a added in the kernel of the gate, its gradients in the norm's"
+    return (*str(norm).splitlines(), *plan, *residual * (how,))
 
 
 def _slower(

@@ -24,14 +24,17 @@ def forward(
     weight_gate: torch.Tensor,
     weight_value: torch.Tensor,
     weight_out: torch.Tensor,
+    *,
+    added: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and what the gate is multiplied with, both ``[..., C]``.
 
     Args:
         scale: contiguous, ``[..., C]`` with as many of a's last dimensions as it has.
+        added: to the output, ``[..., C]``; or None.
     """
     ungated, _ = passes.forward(a, None, None, weight_gate, weight_value, weight_out, None)
-    return passes.gate_forward(ungated, scale), ungated
+    return passes.gate_forward(ungated, scale, added), ungated
 
 
 def backward(
@@ -52,7 +55,8 @@ def backward(
         wanted = (for_a, False, False, *for_weights)
         weights = (weight_gate, weight_value, weight_out)
         stats = a.new_empty((0, 0), dtype=torch.float32)
-        found = passes.backward(of_ungated, a, None, None, *weights, stats, None, wanted)
+        none = None, False  # neither a norm nor a residual
+        found = passes.backward(of_ungated, a, None, None, *weights, stats, *none, wanted)
     if for_scale:
         found.insert(int(for_a), of_scale)
     return found
@@ -66,6 +70,8 @@ def forward_keeping(
     weight_out: torch.Tensor,
     weight_scale: torch.Tensor,
     bias_scale: torch.Tensor | None,
+    *,
+    added: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """With ``scale = weight_scale @ s + bias_scale``, s ``[..., Cs]`` with as many rows as a.
 
@@ -78,7 +84,8 @@ def forward_keeping(
     )
     with passes.as_given(a.device):
         scale = F.linear(passes.by_rows(s), weight_scale, bias_scale)
-    return passes.gate_forward(ungated, scale), scale, ungated.view(scale.shape), pairs, both
+    y = passes.gate_forward(ungated, scale, added)
+    return y, scale, ungated.view(scale.shape), pairs, both
 
 
 def backward_from_kept(
@@ -97,11 +104,13 @@ def backward_from_kept(
     asked: Sequence[bool],
     *,
     last: bool = False,
+    inner: bool = False,
 ) -> list[torch.Tensor]:
     """The gradients asked for of a, s, the three weights, the scale's weight and its bias.
 
     Args:
         last: nobody needs what was kept after this: gradients are written over it.
+        inner: whether the gradient of a is no result, and may be so written, too.
     """
     operands = (a, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale)
     if not grad.numel():
@@ -125,8 +134,9 @@ def backward_from_kept(
         none, rows = a.new_empty((0, 0), dtype=torch.float32), both.new_empty((0, 0))
         wanted = (for_a, False, False, *for_weights)
         of_transition = passes.backward_from_kept(
-            of_ungated, a, None, None, *weights, none, rows, pairs, both, wanted, last=last
-        )
+            of_ungated, a, None, None, *weights, none, rows, pairs, both, False, wanted, last=last,
+            room=scale if last and inner and scale.dtype == a.dtype else None,
+        )  # fmt: skip
         found = iter(of_transition)
     gradients = (
         next(found) if for_a else None,
@@ -138,7 +148,8 @@ def backward_from_kept(
     return [gradient for gradient, one in zip(gradients, asked, strict=True) if one]
 
 
-def _fake_keeping(a, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale):
+def fake_keeping(a, s, weight_gate, weight_value, weight_out, weight_scale, bias_scale):
+    """What :func:`forward_keeping` returns, not computed."""
     hidden, channels = weight_gate.shape
     rows, empty = a.numel() // channels, weight_gate.new_empty
     of_rows = weight_scale.new_empty((rows, channels)), empty((rows, channels))
@@ -179,7 +190,7 @@ _call_keeping = register_keeping(
         kept=("Tensor scale", "Tensor ungated", "Tensor pairs", "Tensor both"),
         forward=forward_keeping,
         backward=backward_from_kept,
-        fake=_fake_keeping,
+        fake=fake_keeping,
     )
 )  # fmt: skip
 
@@ -226,8 +237,13 @@ def gated_transition(
         a: ``[..., C]``, already normalised.
         scale: logits of the gate, ``[..., C]``; broadcasts to a.
     """
+    return _call(a, as_period(a, scale), weight_gate, weight_value, weight_out)[0]
+
+
+def as_period(a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What broadcasts to a, contiguous and with as many of its last dimensions as are needed."""
     while scale.dim() > 1 and scale.shape[0] == 1:
         scale = scale[0]
     if scale.shape != a.shape[a.dim() - scale.dim() :]:  # 1 between others: not one period
         scale = scale.expand(a.shape)
-    return _call(a, scale.contiguous(), weight_gate, weight_value, weight_out)[0]
+    return scale.contiguous()

@@ -22,14 +22,18 @@ def reference(
     weight_scale: torch.Tensor,
     bias_scale: torch.Tensor | None,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> torch.Tensor:
     """``sigmoid(weight_scale @ s + bias_scale) * (weight_out @ (silu(gate) * value))``.
 
-    gate and value are projections of ``n = adaptive_layer_norm(a, s)``. Arguments as in
+    gate and value are projections of ``n = adaptive_layer_norm(a, s)``; with ``residual`` a is
+    added. Arguments as in
     :func:`megafold.ops.conditioned_transition`.
     """
     n = adaptive_layer_norm(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps
     )
     hidden = swiglu_reference(F.linear(n, weight_gate), F.linear(n, weight_value))
-    return torch.sigmoid(F.linear(s, weight_scale, bias_scale)) * F.linear(hidden, weight_out)
+    update = torch.sigmoid(F.linear(s, weight_scale, bias_scale)) * F.linear(hidden, weight_out)
+    return a + update if residual else update

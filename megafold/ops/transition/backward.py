@@ -32,7 +32,8 @@ def grad_rows_kernel(
     p_value,  # [H, C]
     p_out,  # [C, H]
     p_stats,  # fp32 [2, M]: mean, and one over the standard deviation; or None
-    p_grad,  # [M, C], rows any distance apart: gradient of the output
+    p_grad,  # [M, C], rows any distance apart: gradient of the output, as products take it
+    p_added,  # [M, C], contiguous: what is added to the gradient of x; or None
     p_grad_x,  # [M, C], contiguous, written; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
     p_normalised,  # [M, C], contiguous, written where p_hidden is; None without a norm
@@ -127,4 +128,8 @@ def grad_rows_kernel(
             b_dn = b_dn * load_channel(p_norm_weight, o_c, channels, EVEN_C)[None, :]
         b_dn = norm_gradient(b_dn, b_hat, b_inverse, channels)
     if STORE_X:
+        if p_added is not None:
+            # Contiguous, as what is stored: addresses of its own would take registers in the walk.
+            b_added = load_rows(p_added, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
+            b_dn += b_added.to(tl.float32)
         store_rows(p_grad_x, b_dn, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)

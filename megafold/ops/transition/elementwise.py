@@ -67,9 +67,11 @@ def norm_backward_kernel(
     p_x,  # [M, C], rows any distance apart
     p_weight,  # [C] or None
     p_stats,  # fp32 [2, M]
+    p_added,  # [M, C], rows any distance apart: what is added to the gradient of x; or None
     p_grad_x,  # [M, C], contiguous, written; may be p_grad; or None
     p_sums,  # fp32 [programs, 2, C], written: for the norm's weight and bias; or None
     stride_x,
+    stride_added,
     stride_stats,  # from a row's mean to its inverse deviation
     rows,
     channels,
@@ -94,6 +96,10 @@ def norm_backward_kernel(
         i_m = (first + i) * BLOCK_M
         b_dn = load_rows(p_grad, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
         b_dn = b_dn.to(tl.float32)
+        if p_added is not None:
+            b_added = load_rows(
+                p_added, i_m, o_m, o_c, stride_added, rows, channels, EVEN_M, EVEN_C
+            )
         b_hat, _b_n, b_inverse = load_normalised(
             p_x, None, None, p_stats, i_m, o_m, o_c, stride_x, stride_stats, rows, channels,
             False, False, EVEN_M, EVEN_C,
@@ -105,6 +111,8 @@ def norm_backward_kernel(
             if HAS_WEIGHT:
                 b_dn = b_dn * b_weight
             b_dx = norm_gradient(b_dn, b_hat, b_inverse, channels)
+            if p_added is not None:
+                b_dx += b_added.to(tl.float32)
             store_rows(p_grad_x, b_dx, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
     if STORE_SUMS:
         norm_sums(p_sums, tl.program_id(0), b_of_weight, b_of_bias, o_c, channels)
@@ -174,17 +182,21 @@ def swiglu_backward_kernel(
 def gate_forward_kernel(
     p_x,  # [size]
     p_gate,  # [period]: the gate of element i is that of i % period
+    p_added,  # [size]: what the gated x is added to; or None
     p_out,  # [size], written
     size,
     period,
     BLOCK: tl.constexpr,
 ):
-    """One program computes ``out = sigmoid(gate) * x`` for BLOCK consecutive elements."""
+    """One program computes ``added + sigmoid(gate) * x`` for BLOCK consecutive elements."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     m = o < size
     b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
     b_gate = tl.load(p_gate + o % period, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_out + o, (tl.sigmoid(b_gate) * b_x).to(p_out.dtype.element_ty), mask=m)
+    b_out = tl.sigmoid(b_gate) * b_x
+    if p_added is not None:
+        b_out += tl.load(p_added + o, mask=m, other=0.0).to(tl.float32)
+    tl.store(p_out + o, b_out.to(p_out.dtype.element_ty), mask=m)
 
 
 @triton.jit

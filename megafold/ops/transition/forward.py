@@ -32,9 +32,11 @@ def forward_kernel(
     p_gate,  # [H, C], contiguous, as the other weights are
     p_value,  # [H, C]
     p_out,  # [C, H]
+    p_added,  # [M, C], rows any distance apart: what the update is added to, x; or None
     p_y,  # [M, C], contiguous, written
     p_stats,  # fp32 [2, M], written: mean, and one over the standard deviation; or None
     stride_x,
+    stride_added,  # that of x, unknown to the compiler: addresses kept over the loop take registers
     rows,
     channels,
     hidden,
@@ -77,4 +79,7 @@ def forward_kernel(
             p_out, start, o_h, o_c, 1, hidden, hidden, channels, EVEN_H, EVEN_C
         )  # [BLOCK_H, BLOCK_C], read through its rows
         b_y = tl.dot(b_h, b_wo, acc=b_y)
+    if p_added is not None:
+        b_x = load_rows(p_added, i_m, o_m, o_c, stride_added, rows, channels, EVEN_M, EVEN_C)
+        b_y += b_x.to(tl.float32)
     store_rows(p_y, b_y, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)

@@ -24,6 +24,8 @@ def transition(
     weight_value: torch.Tensor,
     weight_out: torch.Tensor,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> torch.Tensor:
     """``weight_out @ (silu(weight_gate @ n) * (weight_value @ n))`` with ``n = layer_norm(x)``.
 
@@ -33,20 +35,23 @@ def transition(
         weight_gate, weight_value: ``[H, C]``; H is the hidden width, 4 C or 2 C in AlphaFold 3.
         weight_out: ``[C, H]``.
         eps: added to the variance.
+        residual: whether x is added to the update, ``x + transition(x)``. By the kernels that
+            takes no pass of its own, nor does the sum of x's two gradients in the backward pass.
 
     Returns:
         ``[..., C]``, dtype of x. Under ``torch.autocast`` the result has the autocast dtype,
-        as that of ``torch.nn.functional.linear`` has.
+        as that of ``torch.nn.functional.linear`` has, or with the residual what PyTorch promotes
+        the two to: an fp32 x stays as exact as it is.
 
     Raises:
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
 
     Algorithm 11 of AlphaFold 3.
     """
-    check(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
     call = (x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps)
+    check(*call, residual=residual)
     if dispatch.choose(NAME, *call).implementation == "torch":
-        return reference(*call)
+        return reference(*call, residual=residual)
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.transition.library import apply
 
@@ -54,7 +59,7 @@ def transition(
         t if t is None or t.dtype != torch.float64 else t.float() for t in (norm_weight, norm_bias)
     )
     weights = (autocast(t) for t in (weight_gate, weight_value, weight_out))
-    return apply(x, *norms, *weights, eps)
+    return apply(x, *norms, *weights, eps, residual)
 
 
 def check(
@@ -65,6 +70,8 @@ def check(
     weight_value: torch.Tensor,
     weight_out: torch.Tensor,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> None:
     """Raise TypeError or ValueError where the arguments are not a valid call."""
     linears = {
@@ -74,6 +81,7 @@ def check(
     }
     norms = {"norm_weight": norm_weight, "norm_bias": norm_bias}
     check_floats(NAME, {"x": x, **linears}, norms)
+    check_residual(NAME, residual, "x")
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"{NAME}: x has shape {tuple(x.shape)}, expected [..., C] with C > 0")
     channels, of = x.shape[-1], described("x", x)
@@ -89,6 +97,15 @@ def check(
     check_shape(NAME, "weight_out", weight_out, (channels, hidden), "[C, H]", of)
 
 
+def check_residual(operator: str, residual: object, name: str) -> None:
+    """Require a yes or no; other operators take a tensor of this name."""
+    if not isinstance(residual, bool):
+        raise TypeError(
+            f"{operator}: residual must be True or False (whether {name} is added to the update), "
+            f"got {type(residual).__name__}"
+        )
+
+
 def _configs(
     x: torch.Tensor,
     norm_weight: torch.Tensor | None,
@@ -97,11 +114,15 @@ def _configs(
     weight_value: torch.Tensor,
     weight_out: torch.Tensor,
     eps: float = 1e-5,
+    *,
+    residual: bool = False,
 ) -> tuple[str, ...]:
     """The plan this call would take, and the block sizes of its kernels."""
     from megafold.ops.transition import launch
 
-    return launch.explained(x, autocast(weight_gate))
+    gate = autocast(weight_gate)
+    added = (launch.where_added(x, gate),) if residual else ()
+    return (*launch.explained(x, gate), *added)
 
 
 def _slower(

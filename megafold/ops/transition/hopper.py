@@ -88,11 +88,15 @@ def why_not(problem: Any, x: torch.Tensor, dtype: torch.dtype, *kernels: str) ->
     return "" if has_gluon() else "this Triton has no Gluon for it"
 
 
-def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -> Any:
-    """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where they are not None."""
+def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps, residual) -> Any:
+    """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where they are not None.
+
+    Args:
+        residual: whether x is added to the update.
+    """
     launcher = _forward(
-        FORWARD, x.shape[0], gate.shape[0], 0.0 if eps is None else eps, x.device, x.dtype,
-        layout(norm_weight), layout(norm_bias), layout(stats),
+        FORWARD, x.shape[0], gate.shape[0], 0.0 if eps is None else eps, residual, x.device,
+        x.dtype, layout(norm_weight), layout(norm_bias), layout(stats),
     )  # fmt: skip
     boxes = _boxes(FORWARD.units, x.dtype)
     tiles = (
@@ -109,16 +113,17 @@ def sums_of(rows: int, device: torch.device) -> int:
 
 
 def launch_grad_rows(
-    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised
+    x, norm_weight, norm_bias, gate, value, out, stats, grad, grad_x, sums, normalised, residual
 ) -> Any:  # fmt: skip
     """Fill ``grad_x``, and ``sums`` and ``normalised`` where they are not None.
 
     Args:
         sums: fp32 ``[sums_of(rows), 2, C]``.
+        residual: whether ``grad`` is added to ``grad_x``.
     """
     launcher = _grad_rows(
-        GRAD_ROWS, x.shape[0], gate.shape[0], 0 if stats is None else stats.stride(0), x.device,
-        x.dtype, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
+        GRAD_ROWS, x.shape[0], gate.shape[0], 0 if stats is None else stats.stride(0), residual,
+        x.device, x.dtype, layout(norm_weight), layout(norm_bias), layout(stats), layout(sums),
     )  # fmt: skip
     boxes = _boxes(GRAD_ROWS.units, x.dtype)
     tiles = (
@@ -169,28 +174,28 @@ def _boxes(units: int, dtype: torch.dtype) -> _Boxes:
 
 @lru_cache(maxsize=1024)
 def _forward(
-    sizes: Sizes, rows: int, hidden: int, eps: float, device: torch.device, dtype: torch.dtype,
-    *pointers: Layout | None,
+    sizes: Sizes, rows: int, hidden: int, eps: float, residual: bool, device: torch.device,
+    dtype: torch.dtype, *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.transition.hopper_forward import hopper_forward_kernel
 
     programs = _programs(sizes, rows, device)
     numbers = (rows, hidden, eps)
-    options = {"num_warps": 4}
-    return Launcher(hopper_forward_kernel, programs, numbers, _constants(sizes), options)
+    constants, options = _constants(sizes, residual), {"num_warps": 4}
+    return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
 
 
 @lru_cache(maxsize=1024)
 def _grad_rows(
-    sizes: Sizes, rows: int, hidden: int, stride_stats: int, device: torch.device,
-    dtype: torch.dtype, *pointers: Layout | None,
+    sizes: Sizes, rows: int, hidden: int, stride_stats: int, residual: bool,
+    device: torch.device, dtype: torch.dtype, *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from megafold.ops.transition.hopper_backward import hopper_grad_rows_kernel
 
     programs = _programs(sizes, rows, device)
     numbers = (rows, hidden, stride_stats)
-    options = {"num_warps": 4}
-    return Launcher(hopper_grad_rows_kernel, programs, numbers, _constants(sizes), options)
+    constants, options = _constants(sizes, residual), {"num_warps": 4}
+    return Launcher(hopper_grad_rows_kernel, programs, numbers, constants, options)
 
 
 @lru_cache(maxsize=1024)
@@ -216,7 +221,7 @@ def _programs(sizes: Sizes, rows: int, device: torch.device) -> int:
     return min(multiprocessors(device), cdiv(rows, sizes.groups * ROWS))
 
 
-def _constants(sizes: Sizes) -> dict[str, Any]:
+def _constants(sizes: Sizes, residual: bool) -> dict[str, Any]:
     """What both kernels are compiled with."""
     from triton.experimental.gluon import language as gl
 
@@ -224,6 +229,7 @@ def _constants(sizes: Sizes) -> dict[str, Any]:
         "PAIRS": sizes.pairs,
         "OUTS": sizes.outs,
         "REGISTERS": sizes.registers,
+        "RESIDUAL": residual,
         "PAIR": gl.NVMMASharedLayout(128, 16, rank=2),
         # Eight threads read a line of 64 channels: all banks of shared memory.
         "LINES": gl.DistributedLinearLayout(

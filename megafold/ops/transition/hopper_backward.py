@@ -5,7 +5,8 @@ The gradient of x and sums for the norm's parameters, in the roles of
 four warps has 64 rows of its own, whose normalised x and gradient are operands in shared memory.
 The gradients of gate and value are an operand in registers; nothing hidden reaches memory. Where a
 group's operands are no longer needed it fetches x again, for the gradient through the norm, and its
-next rows. Normalised rows are left for :mod:`~megafold.ops.transition.hopper_weights`.
+next rows; with the residual x has a place of its own, and the gradient of the output stays to be
+added to that of x. Normalised rows are left for :mod:`~megafold.ops.transition.hopper_weights`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def _by_channel(rows, t_sum):
 
 @gluon.jit
 def _through_norm(
-    dn, t_x, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows, stride_stats,
-    SUMS: gl.constexpr, ACC: gl.constexpr,
+    dn, t_x, t_grad, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows, stride_stats,
+    SUMS: gl.constexpr, RESIDUAL: gl.constexpr, ACC: gl.constexpr,
 ):  # fmt: skip
     """Leave the gradient of x in its place; the sums for the norm's parameters and these rows'."""
     i_m = i_row + gl.arange(0, ROWS, gl.SliceLayout(1, ACC))
@@ -80,6 +81,8 @@ def _through_norm(
     of_mean = gl.sum(dn, 1) * (1.0 / C)
     along = gl.sum(dn * hat, 1) * (1.0 / C)
     grad_x = (dn - of_mean[:, None] - hat * along[:, None]) * inverse[:, None]
+    if RESIDUAL:
+        grad_x += t_grad.load(ACC).to(gl.float32)
     t_x.store(grad_x.to(t_x.dtype))
     return of_weight, of_bias
 
@@ -87,9 +90,9 @@ def _through_norm(
 @gluon.jit
 def _gradients(
     g: gl.constexpr, d_x, d_grad, d_grad_x, d_normalised, p_norm_weight, p_norm_bias,
-    p_stats, p_sums, s_n, s_grad, s_pair, s_out,
+    p_stats, p_sums, s_n, s_grad, s_x, s_pair, s_out,
     full_n, full_grad, full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats,
-    PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
+    PAIRS: gl.constexpr, OUTS: gl.constexpr, RESIDUAL: gl.constexpr, LINES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
@@ -98,6 +101,7 @@ def _gradients(
     dtype: gl.constexpr = s_n.dtype
     t_n = s_n.index(g)
     t_grad = s_grad.index(g)
+    t_x = s_x.index(g)  # x again, then its gradient
     bar_n = full_n.index(g)
     bar_grad = full_grad.index(g)
     in_n, in_grad = 0, 0
@@ -140,7 +144,7 @@ def _gradients(
                 barrier()
                 if p_stats is not None:
                     mbarrier.expect(bar_grad, BYTES)
-                    tma.async_copy_global_to_shared(d_x, [i_row, 0], bar_grad, t_grad)
+                    tma.async_copy_global_to_shared(d_x, [i_row, 0], bar_grad, t_x)
                 mbarrier.expect(bar_n, BYTES, pred=more)
                 tma.async_copy_global_to_shared(d_x, [i_row + step, 0], bar_n, t_n, pred=more)
             gate, value = halves(pair)
@@ -160,17 +164,22 @@ def _gradients(
             mbarrier.wait(bar_grad, in_grad)
             in_grad ^= 1
             of_weight, of_bias = _through_norm(
-                dn, t_grad, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows, stride_stats,
-                p_sums is not None, ACC,
+                dn, t_x, t_grad, p_norm_weight, p_stats, of_weight, of_bias, i_row, rows,
+                stride_stats, p_sums is not None, RESIDUAL, ACC,
             )  # fmt: skip
         else:
-            t_grad.store(dn.to(dtype))
+            if RESIDUAL:
+                dn += t_grad.load(ACC).to(gl.float32)
+            t_x.store(dn.to(dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(d_grad_x, [i_row, 0], t_grad)
-        tma.store_wait(0)
+        tma.async_copy_shared_to_global(d_grad_x, [i_row, 0], t_x)
+        if not RESIDUAL:  # or the gradient has a place of its own, and need not be gone
+            tma.store_wait(0)
         barrier()
         mbarrier.expect(bar_grad, BYTES, pred=more)
         tma.async_copy_global_to_shared(d_grad, [i_row + step, 0], bar_grad, t_grad, pred=more)
+    if RESIDUAL:
+        tma.store_wait(0)
     if p_sums is not None:
         o_c = gl.arange(0, C, gl.SliceLayout(0, CHANNEL))
         p_own = p_sums + (gl.program_id(0) * GROUPS + g) * (2 * C) + o_c
@@ -196,6 +205,7 @@ def hopper_grad_rows_kernel(
     PAIRS: gl.constexpr,  # tiles of gate and value that are fetched ahead
     OUTS: gl.constexpr,  # and of the output
     REGISTERS: gl.constexpr,  # of a thread that computes
+    RESIDUAL: gl.constexpr,  # whether the gradient of the output is added
     PAIR: gl.constexpr,  # layout in shared memory of a tile of gate and value, 128 by 128
     LINES: gl.constexpr,  # layout in registers of rows to be normalised
 ):  # fmt: skip
@@ -204,6 +214,9 @@ def hopper_grad_rows_kernel(
     dtype: gl.constexpr = d_x.dtype
     s_n = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, C], d_x.layout)
     s_grad = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, C], d_x.layout)
+    s_x = s_grad  # one place for what is not needed at once
+    if RESIDUAL:
+        s_x = gl.allocate_shared_memory(dtype, [GROUPS, ROWS, C], d_x.layout)
     s_pair = gl.allocate_shared_memory(dtype, [PAIRS, 2 * UNITS, C], PAIR)
     s_out = gl.allocate_shared_memory(dtype, [OUTS, C, UNITS], d_out.layout)
     full_n = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BAR)
@@ -226,15 +239,15 @@ def hopper_grad_rows_kernel(
         [
             (_gradients, (
                 gl.constexpr(0), d_x, d_grad, d_grad_x, d_normalised, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_pair, s_out, full_n, full_grad,
+                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_x, s_pair, s_out, full_n, full_grad,
                 full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats, PAIRS,
-                OUTS, LINES,
+                OUTS, RESIDUAL, LINES,
             )),
             (_gradients, (
                 gl.constexpr(1), d_x, d_grad, d_grad_x, d_normalised, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_pair, s_out, full_n, full_grad,
+                p_norm_bias, p_stats, p_sums, s_n, s_grad, s_x, s_pair, s_out, full_n, full_grad,
                 full_pair, empty_pair, full_out, empty_out, rows, hidden, stride_stats, PAIRS,
-                OUTS, LINES,
+                OUTS, RESIDUAL, LINES,
             )),
             (fetch, (
                 d_gate, d_value, d_out, s_pair, s_out, full_pair, empty_pair, full_out,

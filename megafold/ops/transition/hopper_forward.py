@@ -4,7 +4,8 @@ As :mod:`~megafold.ops.transition.forward`, nothing hidden reaches memory, but w
 One warp fetches the weights by TMA, a block of hidden units at a time: rows of gate and value into
 one tile, so that both are one product, and columns of the output. Each of three groups of four
 warps has 64 rows of its own. They share the weights, and while one computes SwiGLU, others
-multiply. Programs stay, and take rows after rows.
+multiply. Programs stay, and take rows after rows. For the residual a group fetches its x again,
+from L2, where its normalised rows have been multiplied for the last time.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def _activation(pair, dtype: gl.constexpr, LEFT: gl.constexpr):
 @gluon.jit
 def _transition(
     g: gl.constexpr, d_x, d_y, p_norm_weight, p_norm_bias, p_stats, s_x, s_n, s_pair, s_out,
-    full_x, full_pair, empty_pair, full_out, empty_out, rows, hidden, eps,
-    PAIRS: gl.constexpr, OUTS: gl.constexpr, LINES: gl.constexpr,
+    full_x, full_again, full_pair, empty_pair, full_out, empty_out, rows, hidden, eps,
+    PAIRS: gl.constexpr, OUTS: gl.constexpr, RESIDUAL: gl.constexpr, LINES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
@@ -80,7 +81,8 @@ def _transition(
     t_x = s_x.index(g)
     t_n = s_n.index(g)
     bar_x = full_x.index(g)
-    in_x = 0
+    bar_again = full_again.index(g)
+    in_x, in_again = 0, 0
     p, in_p = 0, 0
     o, in_o = 0, 0
     step = gl.num_programs(0) * (GROUPS * ROWS)
@@ -115,19 +117,28 @@ def _transition(
 
         acc = gl.zeros([ROWS, C], gl.float32, ACC)
         zero = gl.zeros([ROWS, 2 * UNITS], gl.float32, PAIR)
-        for _ in range(0, hidden, UNITS):
+        for unit in range(0, hidden, UNITS):
             mbarrier.wait(full_pair.index(p), in_p)
             both = s_pair.index(p).permute((1, 0))
             pair = warpgroup_mma(t_n, both, zero, use_acc=False, is_async=True)
             pair = warpgroup_mma_wait(0, deps=(pair,))
             mbarrier.arrive(empty_pair.index(p))
             p, in_p = following(p, in_p, PAIRS)
+            if RESIDUAL:  # noqa: SIM102, which is known when this is compiled
+                if unit + UNITS >= hidden:  # the operand has been multiplied for the last time
+                    barrier()
+                    mbarrier.expect(bar_again, BYTES)
+                    tma.async_copy_global_to_shared(d_x, [i_row, 0], bar_again, t_n)
             h = _activation(pair, dtype, LEFT)
             mbarrier.wait(full_out.index(o), in_o)
             acc = warpgroup_mma(h, s_out.index(o).permute((1, 0)), acc, is_async=True)
             acc, h = warpgroup_mma_wait(0, deps=(acc, h))
             mbarrier.arrive(empty_out.index(o))
             o, in_o = following(o, in_o, OUTS)
+        if RESIDUAL:
+            mbarrier.wait(bar_again, in_again)
+            in_again ^= 1
+            acc += t_n.load(ACC).to(gl.float32)
         t_n.store(acc.to(dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(d_y, [i_row, 0], t_n)
@@ -149,6 +160,7 @@ def hopper_forward_kernel(
     PAIRS: gl.constexpr,  # tiles of gate and value that are fetched ahead
     OUTS: gl.constexpr,  # and of the output
     REGISTERS: gl.constexpr,  # of a thread that computes
+    RESIDUAL: gl.constexpr,  # whether x is added
     PAIR: gl.constexpr,  # layout in shared memory of a tile of gate and value, 2 UNITS by 128
     LINES: gl.constexpr,  # layout in registers of rows to be normalised
 ):  # fmt: skip
@@ -166,6 +178,11 @@ def hopper_forward_kernel(
     empty_out = gl.allocate_shared_memory(gl.int64, [OUTS, 1], BAR)
     for i in gl.static_range(GROUPS):
         mbarrier.init(full_x.index(i), 1)
+    full_again = full_x
+    if RESIDUAL:
+        full_again = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BAR)
+        for i in gl.static_range(GROUPS):
+            mbarrier.init(full_again.index(i), 1)
     for i in gl.static_range(PAIRS):
         mbarrier.init(full_pair.index(i), 1)
         mbarrier.init(empty_pair.index(i), GROUPS)
@@ -177,18 +194,18 @@ def hopper_forward_kernel(
         [
             (_transition, (
                 gl.constexpr(0), d_x, d_y, p_norm_weight, p_norm_bias, p_stats, s_x, s_n,
-                s_pair, s_out, full_x, full_pair, empty_pair, full_out, empty_out, rows,
-                hidden, eps, PAIRS, OUTS, LINES,
+                s_pair, s_out, full_x, full_again, full_pair, empty_pair, full_out, empty_out,
+                rows, hidden, eps, PAIRS, OUTS, RESIDUAL, LINES,
             )),
             (_transition, (
                 gl.constexpr(1), d_x, d_y, p_norm_weight, p_norm_bias, p_stats, s_x, s_n,
-                s_pair, s_out, full_x, full_pair, empty_pair, full_out, empty_out, rows,
-                hidden, eps, PAIRS, OUTS, LINES,
+                s_pair, s_out, full_x, full_again, full_pair, empty_pair, full_out, empty_out,
+                rows, hidden, eps, PAIRS, OUTS, RESIDUAL, LINES,
             )),
             (_transition, (
                 gl.constexpr(2), d_x, d_y, p_norm_weight, p_norm_bias, p_stats, s_x, s_n,
-                s_pair, s_out, full_x, full_pair, empty_pair, full_out, empty_out, rows,
-                hidden, eps, PAIRS, OUTS, LINES,
+                s_pair, s_out, full_x, full_again, full_pair, empty_pair, full_out, empty_out,
+                rows, hidden, eps, PAIRS, OUTS, RESIDUAL, LINES,
             )),
             (fetch, (
                 d_gate, d_value, d_out, s_pair, s_out, full_pair, empty_pair, full_out,

@@ -124,6 +124,15 @@ def explained(
     return tuple(lines)
 
 
+def where_added(x: torch.Tensor, weight_gate: torch.Tensor) -> str:
+    """What adds x to the update, and its two gradients, in words."""
+    if fused(x.shape[-1], weight_gate.dtype):
+        return "residual: added in the kernels of the output and of the gradient of x"
+    alike = x.dtype == weight_gate.dtype
+    how = "by torch.addmm" if alike else "in a pass of its own, for x has another dtype"
+    return f"residual: x added {how}, its gradients in the kernel of the norm's"
+
+
 def chunks(rows: int, bytes_per_row: int, spare: int, wave: int = 1) -> Iterator[slice]:
     """Rows in chunks of about one size, whose scratch memory is within bounds.
 
@@ -140,19 +149,25 @@ def chunks(rows: int, bytes_per_row: int, spare: int, wave: int = 1) -> Iterator
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps) -> Any:
-    """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where there is a norm (``eps``)."""
+def launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps, residual) -> Any:
+    """Fill ``y`` ``[M, C]``, and ``stats`` ``[2, M]`` where there is a norm (``eps``).
+
+    Args:
+        residual: whether x is added to the update.
+    """
     problem = Problem.of(x, gate)
     if not hopper.why_not(problem, x, gate.dtype, FORWARD) and readable(x, gate, value, out):
-        return hopper.launch_forward(x, norm_weight, norm_bias, gate, value, out, y, stats, eps)
+        operands = x, norm_weight, norm_bias, gate, value, out
+        return hopper.launch_forward(*operands, y, stats, eps, residual)
     launcher = _forward(
         forward_kernel, config_of(FORWARD, problem, x.device, gate.dtype).config, problem, eps,
-        x.device,
+        residual, x.device,
         layout(x), layout(norm_weight), layout(norm_bias),
         layout(gate), layout(value), layout(out),
     )  # fmt: skip
     with on(x.device):
-        return launcher(x, norm_weight, norm_bias, gate, value, out, y, stats)
+        added = x if residual else None
+        return launcher(x, norm_weight, norm_bias, gate, value, out, added, y, stats)
 
 
 class RowsPlan(NamedTuple):
@@ -199,12 +214,13 @@ class WeightsPlan(NamedTuple):
 
 
 def launch_grad_rows(
-    plan: RowsPlan, x, norm_weight, norm_bias, gate, value, out, stats, grad,
+    plan: RowsPlan, x, norm_weight, norm_bias, gate, value, out, stats, grad, added,
     grad_x, sums, normalised, hidden, first: int,
 ) -> Any:  # fmt: skip
     """Fill ``grad_x``, ``sums``, ``normalised`` and ``hidden`` where they are not None.
 
     Args:
+        added: to ``grad_x``, contiguous; or None.
         sums: of all rows of the call.
         first: which of them is the first here.
     """
@@ -213,11 +229,11 @@ def launch_grad_rows(
         grad_rows_kernel, plan.config, Problem.of(x, gate), x.device,
         layout(stats), layout(sums), hidden is not None,
         layout(x), layout(norm_weight), layout(norm_bias),
-        layout(gate), layout(value), layout(out), layout(grad), layout(grad_x),
+        layout(gate), layout(value), layout(out), layout(grad), layout(added), layout(grad_x),
     )  # fmt: skip
     with on(x.device):
         return launcher(
-            x, norm_weight, norm_bias, gate, value, out, stats, grad,
+            x, norm_weight, norm_bias, gate, value, out, stats, grad, added,
             grad_x, sums, normalised, hidden,
         )  # fmt: skip
 
@@ -275,22 +291,22 @@ def launch_norm_forward(x, weight, bias, normalised, stats, eps) -> Any:
 
 
 def launch_norm_backward(
-    grad, x, weight, stats, grad_x, want_sums
+    grad, x, weight, stats, added, grad_x, want_sums
 ) -> tuple[Any, torch.Tensor | None]:
-    """Fill ``grad_x`` where it is not None.
+    """Fill ``grad_x`` where it is not None; ``added`` is added to it where that is not None.
 
     Returns what Triton compiled, and sums ``[programs, 2, C]`` for the norm's weight and bias
     where they are wanted.
     """
     launcher = _norm_backward(
         elementwise.norm_backward_kernel, *x.shape, want_sums, x.device, grad.dtype,
-        layout(stats), layout(x), layout(weight), layout(grad_x),
+        layout(stats), layout(x), layout(weight), layout(added), layout(grad_x),
     )  # fmt: skip
     sums = None
     if want_sums:
         sums = x.new_empty((launcher.grid[0], 2, x.shape[1]), dtype=torch.float32)
     with on(x.device):
-        return launcher(grad, x, weight, stats, grad_x, sums), sums
+        return launcher(grad, x, weight, stats, added, grad_x, sums), sums
 
 
 def launch_gate_rows_backward(grad, x, gate, grad_x, grad_gate) -> tuple[Any, torch.Tensor]:
@@ -320,7 +336,9 @@ def launch_swiglu(kernel: Any, pairs: torch.Tensor, *others: torch.Tensor) -> An
         return launcher(pairs, *others)
 
 
-def launch_elementwise(kernel: Any, *tensors: torch.Tensor, period: int | None = None) -> Any:
+def launch_elementwise(
+    kernel: Any, *tensors: torch.Tensor | None, period: int | None = None
+) -> Any:
     """Run one of the kernels by elements; the first tensor says how many there are."""
     numbers = (tensors[0].numel(),) if period is None else (tensors[0].numel(), period)
     launcher = _elementwise(kernel, numbers, tensors[0].device, *(layout(t) for t in tensors))
@@ -330,12 +348,13 @@ def launch_elementwise(kernel: Any, *tensors: torch.Tensor, period: int | None =
 
 @lru_cache(maxsize=4096)
 def _forward(
-    kernel: Any, config: Config, problem: Problem, eps: float | None, device: torch.device,
-    x: Layout, norm_weight: Layout | None, norm_bias: Layout | None, *weights: Layout,
+    kernel: Any, config: Config, problem: Problem, eps: float | None, residual: bool,
+    device: torch.device, x: Layout, norm_weight: Layout | None, norm_bias: Layout | None,
+    *weights: Layout,
 ) -> Launcher:  # fmt: skip
     constants = _constants(config, problem, eps is not None, norm_weight, norm_bias)
     programs = cdiv(problem.rows, constants["BLOCK_M"])
-    numbers = (x[0][0], *problem, 0.0 if eps is None else eps)
+    numbers = (x[0][0], x[0][0] if residual else 0, *problem, 0.0 if eps is None else eps)
     return Launcher(kernel, programs, numbers, constants, config.options)
 
 
@@ -344,7 +363,8 @@ def _grad_rows(
     kernel: Any, config: Config, problem: Problem, device: torch.device,
     stats: Layout | None, sums: Layout | None, hidden: bool,
     x: Layout, norm_weight: Layout | None, norm_bias: Layout | None,
-    gate: Layout, value: Layout, out: Layout, grad: Layout, grad_x: Layout | None,
+    gate: Layout, value: Layout, out: Layout, grad: Layout, added: Layout | None,
+    grad_x: Layout | None,
 ) -> Launcher:  # fmt: skip
     constants = _constants(config, problem, stats is not None, norm_weight, norm_bias)
     stored = {
@@ -424,7 +444,8 @@ def _norm_forward(
 @lru_cache(maxsize=4096)
 def _norm_backward(
     kernel: Any, rows: int, channels: int, sums: bool, device: torch.device, dtype: torch.dtype,
-    stats: Layout, x: Layout, weight: Layout | None, grad_x: Layout | None,
+    stats: Layout, x: Layout, weight: Layout | None, added: Layout | None,
+    grad_x: Layout | None,
 ) -> Launcher:  # fmt: skip
     programs, per_program, sizes = _summing(rows, channels, device)
     constants = {
@@ -433,7 +454,7 @@ def _norm_backward(
         "STORE_SUMS": sums,
         **sizes,
     }
-    numbers = (x[0][0], stats[0][0], rows, channels, per_program)
+    numbers = (x[0][0], added[0][0] if added else 0, stats[0][0], rows, channels, per_program)
     return Launcher(kernel, programs, numbers, constants, OPTIONS)
 
 
@@ -481,7 +502,7 @@ def _swiglu(
 
 @lru_cache(maxsize=4096)
 def _elementwise(
-    kernel: Any, numbers: tuple[int, ...], device: torch.device, *tensors: Layout
+    kernel: Any, numbers: tuple[int, ...], device: torch.device, *tensors: Layout | None
 ) -> Launcher:
     programs = cdiv(numbers[0], ELEMENTS)
     return Launcher(kernel, programs, numbers, {"BLOCK": ELEMENTS}, OPTIONS)

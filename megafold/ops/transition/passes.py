@@ -34,6 +34,7 @@ def forward(
     value: torch.Tensor,
     out: torch.Tensor,
     eps: float | None,
+    residual: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output ``[..., C]`` and the statistics of the norm, fp32 ``[2, M]``.
 
@@ -41,18 +42,20 @@ def forward(
         x: ``[..., C]``, any strides, any dtype that Triton takes.
         gate, value, out: ``[H, C]``, ``[H, C]``, ``[C, H]`` of the dtype that products have.
         eps: of the norm; None: there is none, and no statistics.
+        residual: whether x is added to the update.
     """
     problem = Problem.of(x, gate)
-    y = torch.empty(x.shape, dtype=gate.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=dtype_of(x, gate, residual), device=x.device)
     norm = eps is not None
     stats = torch.empty((2 * norm, problem.rows), dtype=torch.float32, device=x.device)
     if not problem.rows or not problem.hidden:
-        return y.zero_(), stats.zero_()
+        return _without_update(y, x, residual), stats.zero_()
     flat_x, flat_y = by_rows(x), by_rows(y)
     norm_weight, norm_bias, gate, value, out = _contiguous(norm_weight, norm_bias, gate, value, out)
     if launch.fused(problem.channels, gate.dtype):
         parameters = norm_weight, norm_bias, gate, value, out
-        launch.launch_forward(flat_x, *parameters, flat_y, stats if norm else None, eps)
+        of_norm = stats if norm else None
+        launch.launch_forward(flat_x, *parameters, flat_y, of_norm, eps, residual)
         return y, stats
     both = torch.cat([gate, value])  # one product
     with as_given(x.device):
@@ -65,7 +68,8 @@ def forward(
             pairs = _product(normalised, both.t())
             activation = pairs[:, : problem.hidden]  # in gate's place
             launch.launch_swiglu(swiglu_forward_kernel, pairs, activation)
-            _product_into(_part(flat_y, rows), activation, out.t())
+            added = of_x if residual else None
+            _product_into(_part(flat_y, rows), activation, out.t(), added)
             del normalised, pairs, activation  # before the next chunk's are made
     return y, stats
 
@@ -78,6 +82,7 @@ def forward_keeping(
     value: torch.Tensor,
     out: torch.Tensor,
     eps: float | None,
+    residual: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """By products, all rows at once: the output, and what :func:`backward_from_kept` needs.
 
@@ -87,13 +92,14 @@ def forward_keeping(
         weights as one, ``[2 H, C]``.
     """
     problem, norm = Problem.of(x, gate), eps is not None
-    y = torch.empty(x.shape, dtype=gate.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=dtype_of(x, gate, residual), device=x.device)
     stats = torch.empty((2 * norm, problem.rows), dtype=torch.float32, device=x.device)
     both = torch.cat([gate, value])
     normalised = gate.new_empty((problem.rows * norm, problem.channels))
     if not problem.rows or not problem.hidden:
         pairs = gate.new_empty((problem.rows, 2 * problem.hidden))
-        return y.zero_(), stats.zero_(), normalised.zero_(), pairs, both
+        zeros = stats.zero_(), normalised.zero_()
+        return _without_update(y, x, residual), *zeros, pairs, both
     flat_x = by_rows(x)
     norm_weight, norm_bias, out = _contiguous(norm_weight, norm_bias, out)
     if norm:
@@ -102,7 +108,7 @@ def forward_keeping(
         pairs = _product(normalised if norm else flat_x.to(gate.dtype), both.t())
         activation = gate.new_empty((problem.rows, problem.hidden))
         launch.launch_swiglu(swiglu_forward_kernel, pairs, activation)
-        _product_into(by_rows(y), activation, out.t())
+        _product_into(by_rows(y), activation, out.t(), flat_x if residual else None)
     return y, stats, normalised, pairs, both
 
 
@@ -116,13 +122,14 @@ def backward(
     out: torch.Tensor,
     stats: torch.Tensor,
     eps: float | None,
+    residual: bool,
     asked: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients asked for of x, both of the norm's and the three weights, in this order."""
     problem = Problem.of(x, gate)
     arguments = (x, norm_weight, norm_bias, gate, value, out)
     if not problem.rows or not problem.hidden:
-        return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
+        return _gradients_without_update(grad, arguments, residual, asked)
     grad_x = _empty(x) if asked[0] else None
     flat_grad_x = None if grad_x is None else by_rows(grad_x)
     parameters = _contiguous(norm_weight, norm_bias, gate, value, out)
@@ -133,6 +140,7 @@ def backward(
         stats if eps is not None else None,
         eps,
         by_rows(grad),
+        residual,
         flat_grad_x,
         asked[1:],
     )
@@ -152,21 +160,27 @@ def backward_from_kept(
     normalised: torch.Tensor,
     pairs: torch.Tensor,
     both: torch.Tensor,
+    residual: bool,
     asked: Sequence[bool],
     *,
     last: bool = False,
+    room: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """What :func:`backward` returns, from what :func:`forward_keeping` did.
 
     Args:
         last: nobody needs ``pairs`` after this: their gradients are written over them.
+        room: without a norm: what the gradient of x is written over, ``[M, C]`` in its dtype; or
+            None.
     """
     problem, norm = Problem.of(x, gate), stats.shape[0] > 0
     arguments = (x, norm_weight, norm_bias, gate, value, out)
     if not problem.rows or not problem.hidden:
-        return [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
+        return _gradients_without_update(grad, arguments, residual, asked)
     for_x, for_weight, for_bias, for_gate, for_value, for_out = asked
-    flat_x, flat_grad = by_rows(x), by_rows(grad)
+    flat_x, upstream = by_rows(x), by_rows(grad)
+    flat_grad = _as(upstream, gate.dtype)
+    added = upstream if residual and for_x else None
     norm_weight, out = _contiguous(norm_weight, out)
     of_x = of_both = of_out = sums = None
     with as_given(x.device):
@@ -178,19 +192,24 @@ def backward_from_kept(
         del activation
         if for_gate or for_value:
             of_both = _plus_product(None, of_pairs, normalised if norm else flat_x.to(gate.dtype))
-        if for_x or for_weight or for_bias:
+        if for_x and not norm:
+            of_x = room
+            if room is None:
+                of_x = torch.empty(flat_x.shape, dtype=x.dtype, device=x.device)
+            _product_into(of_x, of_pairs, both, added)
+        elif for_x or for_weight or for_bias:
             of_x = _product(of_pairs, both)  # of the normalised rows
-    del of_pairs
+    del of_pairs, flat_grad
     if of_x is not None and norm:
         of_normalised = of_x
         if of_x.dtype != x.dtype:
             of_x = torch.empty(flat_x.shape, dtype=x.dtype, device=x.device)
         _, sums = launch.launch_norm_backward(
-            of_normalised, flat_x, norm_weight, stats, of_x if for_x else None,
+            of_normalised, flat_x, norm_weight, stats, added, of_x if for_x else None,
             for_weight or for_bias,
         )  # fmt: skip
     of_parameters = _apart(arguments[1:5], of_both, sums, asked[1:5])
-    of_x = _as(of_x.view(x.shape), x.dtype) if for_x else None
+    of_x = of_x.view(x.shape) if for_x else None
     return [g for g, one in zip((of_x, *of_parameters, of_out), asked, strict=True) if one]
 
 
@@ -203,6 +222,7 @@ def _fused_backward(
     stats: torch.Tensor | None,
     eps: float | None,
     grad: torch.Tensor,
+    residual: bool,
     grad_x: torch.Tensor | None,
     asked: Sequence[bool],
 ) -> list[torch.Tensor | None]:
@@ -217,7 +237,7 @@ def _fused_backward(
         and not hopper.why_not(problem, x, gate.dtype, launch.GRAD_ROWS, launch.GRAD_WEIGHTS)
         and readable(x, grad, gate, value, out)
     ):
-        return _hopper_backward(x, parameters, stats, grad, grad_x, asked)
+        return _hopper_backward(x, parameters, stats, grad, residual, grad_x, asked)
     plan = launch.RowsPlan.of(problem, x.device, gate.dtype)
     # Without gradients of weights nothing is written but the results.
     per_row = (problem.channels + 3 * problem.hidden) * size * of_weights
@@ -233,12 +253,14 @@ def _fused_backward(
             normalised = gate.new_empty((longest, problem.channels))
     for rows in parts:
         here = slice(0, rows.stop - rows.start)
-        of_x, of_grad, of_grad_x = (_part(t, rows) for t in (x, grad, grad_x))
+        of_x, upstream, of_grad_x = (_part(t, rows) for t in (x, grad, grad_x))
+        of_grad = _as(upstream, gate.dtype)
+        added = upstream.contiguous() if residual and grad_x is not None else None
         of_hidden, of_normalised = _part(hidden, here), _part(normalised, here)
         of_stats = stats if of_x is x or stats is None else stats[:, rows]
         launch.launch_grad_rows(
-            plan, of_x, *parameters, of_stats, of_grad, of_grad_x, sums, of_normalised, of_hidden,
-            rows.start,
+            plan, of_x, *parameters, of_stats, of_grad, added, of_grad_x, sums, of_normalised,
+            of_hidden, rows.start,
         )  # fmt: skip
         if of_weights:
             right = of_x.to(gate.dtype) if of_normalised is None else of_normalised
@@ -252,6 +274,7 @@ def _hopper_backward(
     parameters: Parameters,
     stats: torch.Tensor | None,
     grad: torch.Tensor,
+    residual: bool,
     grad_x: torch.Tensor,
     asked: Sequence[bool],
 ) -> list[torch.Tensor | None]:
@@ -267,7 +290,7 @@ def _hopper_backward(
     if any(asked[:2]):
         many = hopper.sums_of(problem.rows, x.device)
         sums = x.new_empty((many, 2, problem.channels), dtype=torch.float32)
-    hopper.launch_grad_rows(x, *parameters, stats, grad, grad_x, sums, normalised)
+    hopper.launch_grad_rows(x, *parameters, stats, grad, grad_x, sums, normalised, residual)
     splits = hopper.splits_of(problem.rows, problem.hidden, x.device)
     shape = splits, 3 * problem.hidden, problem.channels
     partial = x.new_empty(shape, dtype=torch.float32)
@@ -297,6 +320,7 @@ def _products_backward(
     stats: torch.Tensor | None,
     eps: float | None,
     grad: torch.Tensor,
+    residual: bool,
     grad_x: torch.Tensor | None,
     asked: Sequence[bool],
 ) -> list[torch.Tensor | None]:
@@ -310,7 +334,9 @@ def _products_backward(
     of_out: torch.Tensor | None = None
     with as_given(x.device):
         for rows in _chunks(x, gate, problem.channels + 3 * problem.hidden):
-            of_x, of_grad = _part(x, rows), _part(grad, rows)
+            of_x, upstream = _part(x, rows), _part(grad, rows)
+            of_grad = _as(upstream, gate.dtype)
+            added = upstream if residual and grad_x is not None else None
             of_stats = stats if of_x is x or stats is None else stats[:, rows]
             normalised = _normalised(of_x, gate.dtype, stats is not None)
             if stats is not None:
@@ -323,17 +349,17 @@ def _products_backward(
             if for_out:
                 of_out = _plus_product(of_out, of_grad, activation)
             if stats is None and grad_x is not None:
-                _product_into(_part(grad_x, rows), pairs, both)
+                _product_into(_part(grad_x, rows), pairs, both, added)
             elif grad_x is not None or for_weight or for_bias:
                 # The normalised rows have been multiplied: their gradient takes their place.
                 _product_into(normalised, pairs, both)
                 _, of_chunk = launch.launch_norm_backward(
-                    normalised, of_x, norm_weight, of_stats, _part(grad_x, rows),
+                    normalised, of_x, norm_weight, of_stats, added, _part(grad_x, rows),
                     for_weight or for_bias,
                 )  # fmt: skip
                 if of_chunk is not None:
                     sums.append(of_chunk)
-            del normalised, pairs, activation  # before the next chunk's are made
+            del normalised, pairs, activation, of_grad  # before the next chunk's are made
     together = torch.cat(sums) if len(sums) > 1 else next(iter(sums), None)
     return [*_apart(parameters[:4], of_both, together, asked[:4]), of_out]
 
@@ -355,11 +381,43 @@ def _apart(
     return found
 
 
-def gate_forward(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """``sigmoid(gate) * x``, both contiguous; gate is repeated along the leading dimensions."""
-    out = _empty(x)
+def dtype_of(x: torch.Tensor, gate: torch.Tensor, residual: bool) -> torch.dtype:
+    """The dtype of the output, for weights as they are multiplied."""
+    return torch.promote_types(x.dtype, gate.dtype) if residual else gate.dtype
+
+
+def _without_update(y: torch.Tensor, x: torch.Tensor, residual: bool) -> torch.Tensor:
+    """The output where there are no rows or nothing hidden."""
+    return y.copy_(x) if residual else y.zero_()
+
+
+def _gradients_without_update(
+    grad: torch.Tensor,
+    arguments: Sequence[torch.Tensor | None],
+    residual: bool,
+    asked: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The gradients asked for, of x first, for what :func:`_without_update` returns."""
+    found = [_empty(t).zero_() for t, one in zip(arguments, asked, strict=True) if one]
+    if residual and asked[0]:
+        found[0].copy_(grad)
+    return found
+
+
+def gate_forward(
+    x: torch.Tensor, gate: torch.Tensor, added: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``added + sigmoid(gate) * x``; x and gate are contiguous.
+
+    Args:
+        gate: repeated along the leading dimensions.
+        added: of the shape of x, in memory in any way; or None.
+    """
+    dtype = x.dtype if added is None else torch.promote_types(added.dtype, x.dtype)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     if x.numel():
-        launch.launch_elementwise(gate_forward_kernel, x, gate, out, period=gate.numel())
+        added = None if added is None else added.contiguous()
+        launch.launch_elementwise(gate_forward_kernel, x, gate, added, out, period=gate.numel())
     return out
 
 
@@ -445,17 +503,33 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _product_into(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``left right`` into a tensor of any dtype."""
-    if result.dtype != left.dtype:
+def _product_into(
+    result: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    added: torch.Tensor | None = None,
+) -> None:
+    """``left right`` into a tensor of any dtype, with ``added`` where that is not None."""
+    if added is not None and (added.dtype != left.dtype or result.dtype != left.dtype):
+        torch.add(added, _product(left, right), out=result)
+    elif result.dtype != left.dtype:
         result.copy_(_product(left, right))
     elif left.dtype == torch.float32:
         first, *others = _parts(right.shape[0], left.device)
-        torch.mm(left[:, first], right[first], out=result)
+        _first_product(result, left[:, first], right[first], added)
         for terms in others:
             result.addmm_(left[:, terms], right[terms])
     else:
+        _first_product(result, left, right, added)
+
+
+def _first_product(
+    result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, added: torch.Tensor | None
+) -> None:
+    if added is None:
         torch.mm(left, right, out=result)
+    else:
+        torch.addmm(added, left, right, out=result)
 
 
 def _parts(terms: int, device: torch.device) -> list[slice]:

@@ -26,7 +26,7 @@ from megafold.ops.triangle_multiplication.tiles import (
 
 @triton.jit
 def grad_x_kernel(
-    p_grad,  # [M, C], neighbours along C: gradient of the output
+    p_grad,  # [M, C], neighbours along C: gradient of the update, dropout and residual behind it
     p_x,  # [C, M]: the product over triangles, computed again
     p_z,  # [M, C], neighbours along C
     p_norm_in_weight,  # [C] or None, as the norms' other parameters are
@@ -107,9 +107,11 @@ def grad_z_kernel(
     p_g,  # [2 C, C]
     p_g_out,  # [C, C]
     p_stats,  # fp32 [2, M]: of z
+    p_residual,  # [M, C], neighbours along C: of the output, to which z was added; or None
     p_grad_z,  # [M, C], contiguous, written; may be p_grad_gate; or None
     p_sums,  # fp32 [programs, 2, C], written; or None
     stride_z,  # of a row
+    stride_residual,
     pairs,
     channels,
     gap,
@@ -170,6 +172,10 @@ def grad_z_kernel(
         # Where the gradients of the gates lie, too: each element depends on what was read there.
         b_grad_n *= load_channels(p_norm_weight, o_c, m_c, 1.0)
         b_grad_z = grad_of_normalised(b_grad_n, b_normal, b_rstd, channels)
+        if p_residual is not None:
+            p_rows = p_residual + i_m * stride_residual
+            b_residual = load_rows(p_rows, o_m, o_c, stride_residual, m_m, m_c, EVEN_M, EVEN)
+            b_grad_z += b_residual.to(tl.float32)
         b_grad_z = b_grad_z.to(p_grad_z.dtype.element_ty)
         p_tile = p_grad_z + i_m * channels + o_m[:, None] * channels + o_c[None, :]
         store_tile(p_tile, b_grad_z, m_m[:, None] & m_c[None, :], EVEN_M and EVEN)

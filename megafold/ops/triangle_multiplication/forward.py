@@ -5,9 +5,9 @@ triangles, between the two, is one batched product over channels by the vendor's
 wants channels first: so the first kernel writes a and b, and the second reads the product, as
 ``[C, M]``, with neighbouring pairs neighbours in memory.
 
-The normalised z and everything that is gated exist in registers only; both norms' statistics
-are kept, fp32 ``[2, M]`` (mean, one over the standard deviation). Products accumulate in fp32,
-their operands have the dtype of the weights.
+The normalised z, everything that is gated, and the update before dropout and the residual exist in
+registers only; both norms' statistics are kept, fp32 ``[2, M]`` (mean, one over the standard
+deviation). Products accumulate in fp32, their operands have the dtype of the weights.
 
 Names: ``p_`` pointer, ``o_`` offsets, ``m_`` mask, ``b_`` block, ``i_`` index.
 """
@@ -21,6 +21,7 @@ from megafold.ops.layer_norm.kernels import centred_and_rstd
 from megafold.ops.products import dot
 from megafold.ops.triangle_multiplication.tiles import (
     channel_first,
+    load_dropout,
     load_rows,
     load_turned,
     scaled,
@@ -87,9 +88,16 @@ def output_kernel(
     p_p,  # [C, C]
     p_g,  # [C, C]
     p_stats_in,  # fp32 [2, M]: of z
+    p_dropout,  # [B, N, N, C], what the update is multiplied by; or None
+    p_residual,  # [M, C]: z once more, where the update is added to it; or None
     p_out,  # [M, C], contiguous, written
     p_stats_out,  # fp32 [2, M], written: of x
     stride_z,  # of a row
+    tokens,  # N
+    dropout_b,  # strides, 0 where it repeats
+    dropout_i,
+    dropout_j,
+    dropout_c,
     eps,
     pairs,
     channels,
@@ -124,6 +132,16 @@ def output_kernel(
         b_u = dot(b_y, b_p, PRECISION)  # [M, O]
         b_g = load_turned(p_g, o_o, o_c, channels, m_o, m_c, EVEN)
         b_g = dot(b_n, b_g, PRECISION)
-        b_out = (b_u * tl.sigmoid(b_g)).to(p_out.dtype.element_ty)
+        b_out = b_u * tl.sigmoid(b_g)
+        if p_dropout is not None:
+            b_out *= load_dropout(
+                p_dropout, i_m, o_m, o_o, tokens, dropout_b, dropout_i, dropout_j, dropout_c,
+                m_m, m_o, False, EVEN,
+            )  # fmt: skip
+        if p_residual is not None:  # from the cache, where b_z would take registers from the loop
+            p_rows = p_residual + i_m * stride_z
+            b_residual = load_rows(p_rows, o_m, o_o, stride_z, m_m, m_o, False, EVEN)
+            b_out += b_residual.to(tl.float32)
         p_tile = p_out + i_m * channels + o_m[:, None] * channels + o_o[None, :]
+        b_out = b_out.to(p_out.dtype.element_ty)
         tl.store(p_tile, b_out, mask=m_m[:, None] & m_o[None, :])

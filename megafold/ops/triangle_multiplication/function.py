@@ -8,6 +8,7 @@ from megafold.ops import dispatch
 from megafold.ops.checks import (
     autocast,
     autocast_dtype,
+    check_dropout,
     check_floats,
     check_mask,
     check_shape,
@@ -37,12 +38,15 @@ def triangle_multiplication(
     *,
     outgoing: bool = True,
     eps: float = 1e-5,
+    dropout: torch.Tensor | None = None,
+    residual: bool = False,
 ) -> torch.Tensor:
     """Update every edge of the pair representation from the triangles it is part of.
 
-    ``out_ij = sigmoid(g_out n_ij) * p_out layer_norm(sum_k a_ik * b_jk)``, with
+    ``update_ij = sigmoid(g_out n_ij) * p_out layer_norm(sum_k a_ik * b_jk)``, with
     ``a, b = sigmoid(g_in n) * (p_in n)`` and ``n = layer_norm(z)``. Incoming edges use
-    ``a_ki * b_kj``.
+    ``a_ki * b_kj``. The result is ``dropout * update``, or with ``residual``
+    ``z + dropout * update``.
 
     Args:
         z: ``[B, N, N, C]``, fp32, bf16, fp16 (or fp64); any strides.
@@ -53,16 +57,19 @@ def triangle_multiplication(
         p_out_weight, g_out_weight: ``[C, C]``.
         outgoing: outgoing edges (algorithm 12) or incoming ones (algorithm 13).
         eps: added to the variances.
+        dropout: what dropout multiplies the update by, or None; its shape broadcasts to
+            ``[B, N, N, C]`` (``[1, 1, N, C]`` where it is shared along rows). It has no gradient.
+        residual: whether z is added.
 
     Returns:
-        ``[B, N, N, C]``, dtype of z; the update, without the residual. Under
-        ``torch.autocast`` the result has the autocast dtype, as that of
-        ``torch.nn.functional.linear`` has.
+        ``[B, N, N, C]``, dtype of z. Under ``torch.autocast`` the result has the autocast dtype,
+        as that of ``torch.nn.functional.linear`` has, or with ``residual`` what PyTorch promotes
+        this and the dtype of z to: an fp32 z stays as exact as it is.
 
     Raises:
         TypeError, ValueError: naming the argument, its shape or dtype, and what was expected.
 
-    Algorithms 12 and 13 of AlphaFold 3.
+    Algorithms 12 and 13 of AlphaFold 3, with the dropout and the residual of Algorithm 17.
     """
     tensors = (
         z,
@@ -76,16 +83,18 @@ def triangle_multiplication(
         p_out_weight,
         g_out_weight,
     )
-    check(*tensors, outgoing=outgoing, eps=eps)
+    options = {"outgoing": outgoing, "eps": eps, "dropout": dropout, "residual": residual}
+    check(*tensors, **options)
     if dispatch.choose(NAME, *tensors).implementation == "torch":
-        return reference(*tensors, outgoing=outgoing, eps=eps)
+        out = reference(*tensors, **options)
+        return out.to(dtype_of(z, autocast_dtype(p_in_weight), residual))
     # Imported on first use: kernels compile (or are interpreted) as the environment then says.
     from megafold.ops.triangle_multiplication.library import multiply
 
     p_in, g_in, p_out, g_out = map(autocast, (p_in_weight, g_in_weight, p_out_weight, g_out_weight))
     return multiply(
         z, mask, norm_in_weight, norm_in_bias, p_in, g_in, norm_out_weight, norm_out_bias, p_out,
-        g_out, outgoing=outgoing, eps=eps,
+        g_out, **options,
     )  # fmt: skip
 
 
@@ -103,6 +112,8 @@ def check(
     *,
     outgoing: bool = True,
     eps: float = 1e-5,
+    dropout: torch.Tensor | None = None,
+    residual: bool = False,
 ) -> None:
     """Raise TypeError or ValueError where the arguments are not a valid call."""
     norms = {
@@ -113,7 +124,8 @@ def check(
     }
     linears_in = {"p_in_weight": p_in_weight, "g_in_weight": g_in_weight}
     linears_out = {"p_out_weight": p_out_weight, "g_out_weight": g_out_weight}
-    check_floats(NAME, {"z": z, **linears_in, **linears_out}, norms)
+    dropped = {} if dropout is None else {"dropout": dropout}
+    check_floats(NAME, {"z": z, **linears_in, **linears_out, **dropped}, norms)
     if z.dim() != 4 or z.shape[1] != z.shape[2] or z.shape[3] == 0:
         raise ValueError(f"{NAME}: z has shape {tuple(z.shape)}, expected [B, N, N, C] with C > 0")
     channels, of = z.shape[-1], described("z", z)
@@ -126,6 +138,17 @@ def check(
     if mask is not None:
         check_mask(NAME, mask, z)
         check_shape(NAME, "mask", mask, tuple(z.shape[:3]), "[B, N, N]", of)
+    check_dropout(NAME, dropout, tuple(z.shape), "[B, N, N, C]", of)
+    if not isinstance(residual, bool):
+        raise TypeError(
+            f"{NAME}: residual must be True or False (whether z is added), got "
+            f"{type(residual).__name__}"
+        )
+
+
+def dtype_of(z: torch.Tensor, product: torch.dtype, residual: bool) -> torch.dtype:
+    """The dtype of the result, for that of the weights as they are multiplied."""
+    return torch.promote_types(z.dtype, product) if residual else product
 
 
 def _configs(
@@ -135,12 +158,13 @@ def _configs(
     norm_in_bias: torch.Tensor | None,
     p_in_weight: torch.Tensor,
     *rest: object,
+    dropout: torch.Tensor | None = None,
     **options: object,
 ) -> tuple[str, ...]:
     """The block sizes of every kernel this call would run, and where they are from."""
     from megafold.ops.triangle_multiplication import launch
 
-    return launch.described(z, autocast(p_in_weight))
+    return launch.described(z, autocast(p_in_weight), dropped=dropout is not None)
 
 
 def _limit(z: torch.Tensor, *rest: object, **options: object) -> str | None:

@@ -5,7 +5,8 @@ all gradients are asked for. A program stays on its multiprocessor, with all wei
 memory, and has two groups of four warps, each with 64 pairs of its own at a time: while one
 computes gates, the other multiplies. Rows that are normalised are operands in registers, as are
 the gradients that come of a product; so z and x stay in shared memory as they came, for the
-gradient through the norm, whose result takes their place. Every group fetches its own tiles by TMA.
+gradient through the norm, whose result takes their place. Every group fetches its own tiles by TMA,
+but for the gradient of z that comes past the update: for this no shared memory is left.
 
 The norms' parameters have a sum for every group: a warp's own pairs are added up along its way.
 """
@@ -63,6 +64,17 @@ def _through_norm(grad, normal, rstd, p_weight, ACC: gl.constexpr):
 
 
 @gluon.jit
+def _past(p, stride, first, pairs, ACC: gl.constexpr):
+    """The gradient of 64 pairs' z that comes past the update, as the result is added to it.
+
+    Past the last pair that of the last, for nothing is stored there: no masks of loads.
+    """
+    i_m = gl.minimum(first + gl.arange(0, PAIRS, gl.SliceLayout(1, ACC)), pairs - 1)
+    o_c = gl.arange(0, C, gl.SliceLayout(0, ACC))
+    return gl.load((p + i_m.to(gl.int64) * stride)[:, None] + o_c[None, :])
+
+
+@gluon.jit
 def _fetch_in(d_p, d_g, d_g_out, s_in, s_out, full_weights, HALVES: gl.constexpr):
     """The warp that fetches the weights of ``grad_z``, once: 64 rows of p, and of g, in a tile."""
     mbarrier.expect(full_weights, 10 * BYTES)
@@ -93,8 +105,8 @@ def _operand(grad, both, there, HALF: gl.constexpr, LEFT: gl.constexpr):
 @gluon.jit
 def _grad_z(
     g: gl.constexpr, d_edges, d_grad_gate, d_z, d_grad_z, p_mask, p_norm_weight, p_norm_bias,
-    p_stats, p_sums, s_tiles, s_in, s_out, full_z, full_ring, full_weights, pairs, gap,
-    HALVES: gl.constexpr,
+    p_stats, p_residual, p_sums, s_tiles, s_in, s_out, full_z, full_ring, full_weights,
+    stride_residual, pairs, gap, HALVES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps. Of its two tiles one has z, then the gradient of z. Through the
     other go, half by half, the gradients of edges, 64 channels at a time, and of the gates; last
@@ -170,6 +182,8 @@ def _grad_z(
         rstd_z = _numbers(p_stats + pairs, first, pairs, ACC)
         mean = _numbers(p_stats, first + step, pairs, LEFT)
         rstd = _numbers(p_stats + pairs, first + step, pairs, LEFT)
+        if p_residual is not None:
+            past = _past(p_residual, stride_residual, first, pairs, ACC)
         dn, left = warpgroup_mma_wait(0, deps=(dn, left))
         barrier()
         mbarrier.expect(bar_z, BYTES, pred=more)
@@ -179,6 +193,8 @@ def _grad_z(
         of_bias += warp_sums(dn)
         of_weight += warp_sums(dn * normal)
         grad_z = _through_norm(dn, normal, rstd_z, p_norm_weight, ACC)
+        if p_residual is not None:
+            grad_z = grad_z + past.to(gl.float32)
         t_z.store(grad_z.to(dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(d_grad_z, [first, 0], t_z)
@@ -201,7 +217,9 @@ def hopper_grad_z_kernel(
     p_norm_weight,  # [C] or None
     p_norm_bias,  # [C] or None
     p_stats,  # fp32 [2, M]: of z
+    p_residual,  # [M, C], neighbours along C: of the output, to which z was added; or None
     p_sums,  # fp32 [2 programs, 2, C], written
+    stride_residual,  # of a row
     pairs,
     gap,
     REGISTERS: gl.constexpr,  # of a thread that computes
@@ -226,13 +244,13 @@ def hopper_grad_z_kernel(
         [
             (_grad_z, (
                 gl.constexpr(0), d_edges, d_grad_gate, d_z, d_grad_z, p_mask, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_tiles, s_in, s_out, full_z, full_ring,
-                full_weights, pairs, gap, HALVES,
+                p_norm_bias, p_stats, p_residual, p_sums, s_tiles, s_in, s_out, full_z, full_ring,
+                full_weights, stride_residual, pairs, gap, HALVES,
             )),
             (_grad_z, (
                 gl.constexpr(1), d_edges, d_grad_gate, d_z, d_grad_z, p_mask, p_norm_weight,
-                p_norm_bias, p_stats, p_sums, s_tiles, s_in, s_out, full_z, full_ring,
-                full_weights, pairs, gap, HALVES,
+                p_norm_bias, p_stats, p_residual, p_sums, s_tiles, s_in, s_out, full_z, full_ring,
+                full_weights, stride_residual, pairs, gap, HALVES,
             )),
             (_fetch_in, (d_p, d_g, d_g_out, s_in, s_out, full_weights, HALVES)),
         ],

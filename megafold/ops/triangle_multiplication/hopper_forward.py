@@ -4,8 +4,8 @@ What :mod:`~megafold.ops.triangle_multiplication.forward` leaves, letters as the
 shared memory as long as a program runs. Each of its groups of four warps takes 64 pairs at a time
 by itself, so that while one computes norms and gates, others multiply: it reads a tile by TMA,
 normalises it in the layout of operands in registers, where a pair's channels are in four
-neighbouring threads, and at once fetches the next tile into the same place. Results reach memory by
-way of shared memory, from where TMA takes whole lines.
+neighbouring threads, and at once fetches the next tile, into the same place or (of z behind the
+product) another. Results reach memory by way of shared memory, from where TMA takes whole lines.
 """
 
 from __future__ import annotations
@@ -209,20 +209,39 @@ def _fetch_weight(d_weight, s_weight, bar):
 
 
 @gluon.jit
-def _output(
-    w: gl.constexpr, d_x, d_z, d_p, d_g, d_out, p_stats_in, p_stats_out, s_norm,
-    s_p, s_g, s_x, s_z, s_out, full_weights, full_x, full_z, pairs, eps,
-    IN_WEIGHT: gl.constexpr, IN_BIAS: gl.constexpr, OUT_WEIGHT: gl.constexpr,
-    OUT_BIAS: gl.constexpr, HALVES: gl.constexpr,
+def _dropout(
+    p, i_m, pairs, tokens, stride_b, stride_i, stride_j, CHANNEL: gl.constexpr, ACC: gl.constexpr
 ):  # fmt: skip
-    """One group of four warps."""
+    """What dropout multiplies pairs ``i_m`` by, ``[pairs, channels or 1]``; as ``load_dropout``.
+
+    Past the last pair that of the last, for nothing is stored there: no masks of loads.
+    """
+    i_m = gl.minimum(i_m, pairs - 1)
+    i = i_m // tokens
+    start = (i // tokens).to(gl.int64) * stride_b + (i % tokens).to(gl.int64) * stride_i
+    start += (i_m % tokens).to(gl.int64) * stride_j
+    if CHANNEL == 0:  # one number for all, and one register
+        return gl.load(p + start)[:, None]
+    else:
+        return gl.load((p + start)[:, None] + gl.arange(0, C, gl.SliceLayout(0, ACC))[None, :])
+
+
+@gluon.jit
+def _output(
+    w: gl.constexpr, d_x, d_z, d_p, d_g, d_out, p_stats_in, p_dropout, p_stats_out, s_norm,
+    s_p, s_g, s_x, s_z, full_weights, full_x, full_z, pairs, tokens, dropout_b, dropout_i,
+    dropout_j, eps, IN_WEIGHT: gl.constexpr, IN_BIAS: gl.constexpr, OUT_WEIGHT: gl.constexpr,
+    OUT_BIAS: gl.constexpr, CHANNEL: gl.constexpr, RESIDUAL: gl.constexpr, HALVES: gl.constexpr,
+):  # fmt: skip
+    """One group of four warps. Of its two tiles of z one has this, then the output; into the other
+    come the next pairs'.
+    """
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], instr_shape=[16, C, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC, k_width=2)
     dtype: gl.constexpr = s_z.dtype
     o_m = gl.arange(0, PAIRS, gl.SliceLayout(1, ACC))
     t_x = s_x.index(w)
-    t_z = s_z.index(w)
-    t_out = s_out.index(w)
+    i_z = 2 * w
     bar_x = full_x.index(w)
     bar_z = full_z.index(w)
     phase = 0
@@ -231,7 +250,7 @@ def _output(
     mbarrier.expect(bar_x, BYTES)
     tma.async_copy_global_to_shared(d_x, [0, start + w * PAIRS], bar_x, t_x)
     mbarrier.expect(bar_z, BYTES)
-    tma.async_copy_global_to_shared(d_z, [start + w * PAIRS, 0], bar_z, t_z)
+    tma.async_copy_global_to_shared(d_z, [start + w * PAIRS, 0], bar_z, s_z.index(i_z))
     if w == 0:
         mbarrier.expect(full_weights, 4 * BYTES)
         _fetch_weight(d_p, s_p, full_weights)
@@ -259,20 +278,33 @@ def _output(
         u = warpgroup_mma(y, t_p, zero, use_acc=False, is_async=True)
         mbarrier.wait(bar_z, phase)
         phase ^= 1
+        t_z = s_z.index(i_z)
         z = t_z.load(ACC)
-        barrier()  # all have read
+        i_z = 4 * w + 1 - i_z
+        tma.store_wait(0)  # of the pairs before, from where the next come
+        barrier()
         mbarrier.expect(bar_z, BYTES, pred=more)
-        tma.async_copy_global_to_shared(d_z, [i_row + step, 0], bar_z, t_z, pred=more)
+        tma.async_copy_global_to_shared(
+            d_z, [i_row + step, 0], bar_z, s_z.index(i_z), pred=more
+        )  # fmt: skip
         z = (z.to(gl.float32) - mean_in[:, None]) * inverse_in[:, None]
         n = _scaled(z, s_norm.index(0), s_norm.index(1), IN_WEIGHT, IN_BIAS, dtype, LEFT)
         t_g = s_g._reinterpret(dtype, [C, C], HALVES).permute((1, 0))
         gate = warpgroup_mma(n, t_g, zero, use_acc=False, is_async=True)
+        if p_dropout is not None:
+            dropout = _dropout(
+                p_dropout, i_m, pairs, tokens, dropout_b, dropout_i, dropout_j, CHANNEL, ACC
+            )  # fmt: skip
         gate, u, y, n = warpgroup_mma_wait(0, deps=(gate, u, y, n))
-        tma.store_wait(0)  # of the pairs before, from the same place
-        t_out.store((u * sigmoid(gate)).to(dtype))
+        out = u * sigmoid(gate)
+        if p_dropout is not None:
+            out = out * dropout.to(gl.float32)
+        if RESIDUAL:
+            out = out + t_z.load(ACC).to(gl.float32)
+        t_z.store(out.to(dtype))
         fence_async_shared()
         barrier()  # all have written
-        tma.async_copy_shared_to_global(d_out, [i_row, 0], t_out)
+        tma.async_copy_shared_to_global(d_out, [i_row, 0], t_z)
     tma.store_wait(0)
 
 
@@ -287,9 +319,14 @@ def hopper_output_kernel(
     p_norm_out_weight,
     p_norm_out_bias,
     p_stats_in,  # fp32 [2, M]: of z
+    p_dropout,  # [B, N, N, C], what the update is multiplied by; or None
     p_stats_out,  # fp32 [2, M], written: of x
     pairs,
+    tokens,  # N
+    dropout_b, dropout_i, dropout_j,  # strides, 0 where it repeats
     eps,
+    CHANNEL: gl.constexpr,  # that of a channel, 1 or 0
+    RESIDUAL: gl.constexpr,  # z is added
     REGISTERS: gl.constexpr,  # of a thread
     HALVES: gl.constexpr,  # layout in shared memory of 64 by 64, and of 128 by 128
     LINE: gl.constexpr,  # and of 128 numbers
@@ -300,8 +337,7 @@ def hopper_output_kernel(
     s_p = gl.allocate_shared_memory(dtype, [2, OUTS, C], d_p.layout)
     s_g = gl.allocate_shared_memory(dtype, [2, OUTS, C], d_g.layout)
     s_x = gl.allocate_shared_memory(dtype, [LEAVING, C, PAIRS], d_x.layout)
-    s_z = gl.allocate_shared_memory(dtype, [LEAVING, PAIRS, C], d_z.layout)
-    s_out = gl.allocate_shared_memory(dtype, [LEAVING, PAIRS, C], d_out.layout)
+    s_z = gl.allocate_shared_memory(dtype, [2 * LEAVING, PAIRS, C], d_z.layout)
     s_norm = gl.allocate_shared_memory(gl.float32, [4, C], LINE)
     full_weights = gl.allocate_shared_memory(gl.int64, [1], BAR)
     full_x = gl.allocate_shared_memory(gl.int64, [LEAVING, 1], BAR)
@@ -317,20 +353,20 @@ def hopper_output_kernel(
     gl.warp_specialize(
         [
             (_output, (
-                gl.constexpr(0), d_x, d_z, d_p, d_g, d_out, p_stats_in, p_stats_out, s_norm,
-                s_p, s_g, s_x, s_z, s_out, full_weights, full_x, full_z, pairs, eps,
-                gl.constexpr(p_norm_in_weight is not None),
+                gl.constexpr(0), d_x, d_z, d_p, d_g, d_out, p_stats_in, p_dropout, p_stats_out,
+                s_norm, s_p, s_g, s_x, s_z, full_weights, full_x, full_z, pairs, tokens, dropout_b,
+                dropout_i, dropout_j, eps, gl.constexpr(p_norm_in_weight is not None),
                 gl.constexpr(p_norm_in_bias is not None),
                 gl.constexpr(p_norm_out_weight is not None),
-                gl.constexpr(p_norm_out_bias is not None), HALVES,
+                gl.constexpr(p_norm_out_bias is not None), CHANNEL, RESIDUAL, HALVES,
             )),
             (_output, (
-                gl.constexpr(1), d_x, d_z, d_p, d_g, d_out, p_stats_in, p_stats_out, s_norm,
-                s_p, s_g, s_x, s_z, s_out, full_weights, full_x, full_z, pairs, eps,
-                gl.constexpr(p_norm_in_weight is not None),
+                gl.constexpr(1), d_x, d_z, d_p, d_g, d_out, p_stats_in, p_dropout, p_stats_out,
+                s_norm, s_p, s_g, s_x, s_z, full_weights, full_x, full_z, pairs, tokens, dropout_b,
+                dropout_i, dropout_j, eps, gl.constexpr(p_norm_in_weight is not None),
                 gl.constexpr(p_norm_in_bias is not None),
                 gl.constexpr(p_norm_out_weight is not None),
-                gl.constexpr(p_norm_out_bias is not None), HALVES,
+                gl.constexpr(p_norm_out_bias is not None), CHANNEL, RESIDUAL, HALVES,
             )),
         ],
         [4],

@@ -42,12 +42,15 @@ def launch_grad_x(
 
 
 def launch_grad_z(
-    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums,
-    gap,
+    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, residual,
+    grad_z, sums, gap,
 ) -> Any:  # fmt: skip
     """Fill ``grad_z`` and ``sums``, neither of them None."""
-    pointers = (mask, norm_weight, norm_bias, stats, sums)
-    launcher = _grad_z(problem.pairs, gap, z.device, z.dtype, *(layout(t) for t in pointers))
+    pointers = (mask, norm_weight, norm_bias, stats, residual, sums)
+    stride = 0 if residual is None else residual.stride(0)
+    launcher = _grad_z(
+        (stride, problem.pairs, gap), z.device, z.dtype, *(layout(t) for t in pointers)
+    )
     boxes = _boxes(z.dtype)
     tiles = (
         described(edges, boxes.half), described(grad_gate, boxes.half), described(z, boxes.rows),
@@ -94,12 +97,13 @@ def _grad_x(
 
 @lru_cache(maxsize=1024)
 def _grad_z(
-    pairs: int, gap: int, device: torch.device, dtype: torch.dtype, *pointers: Layout | None
+    numbers: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
+    *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from triton.experimental.gluon import language as gl
 
     from megafold.ops.triangle_multiplication.hopper_backward import hopper_grad_z_kernel
 
     constants = {"REGISTERS": REGISTERS, "HALVES": gl.NVMMASharedLayout(128, 16, rank=2)}
-    programs = _programs(pairs, device)
-    return Launcher(hopper_grad_z_kernel, programs, (pairs, gap), constants, {"num_warps": 4})
+    programs = _programs(numbers[1], device)
+    return Launcher(hopper_grad_z_kernel, programs, numbers, constants, {"num_warps": 4})

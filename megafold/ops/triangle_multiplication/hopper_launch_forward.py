@@ -43,15 +43,17 @@ def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats,
 
 def launch_output(
     problem, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-    stats_in, out, stats_out, eps,
+    stats_in, dropout, residual, out, stats_out, eps,
 ) -> Any:  # fmt: skip
     """Fill ``out``, of the shape of z or ``[M, C]``, and ``stats_out``."""
     pointers = (
-        norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, stats_in, stats_out
+        norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, stats_in, dropout.tensor,
+        stats_out,
     )  # fmt: skip
     launcher = _output(
-        OUTPUT, problem.pairs, eps, z.device, z.dtype, *(layout(t) for t in pointers)
-    )
+        OUTPUT, (problem.pairs, problem.tokens, *dropout.strides[:3], eps), dropout.strides[3],
+        residual, z.device, z.dtype, *(layout(t) for t in pointers),
+    )  # fmt: skip
     boxes = _boxes(z.dtype)
     tiles = (
         described(x, boxes.first), described(z, boxes.rows), described(p, boxes.square),
@@ -93,20 +95,21 @@ def _project(
 
 @lru_cache(maxsize=1024)
 def _output(
-    sizes: Sizes, pairs: int, eps: float, device: torch.device, dtype: torch.dtype,
-    *pointers: Layout | None,
+    sizes: Sizes, numbers: tuple[float | int, ...], channel: int, residual: bool,
+    device: torch.device, dtype: torch.dtype, *pointers: Layout | None,
 ) -> Launcher:  # fmt: skip
     from triton.experimental.gluon import language as gl
 
     from megafold.ops.triangle_multiplication.hopper_forward import hopper_output_kernel
 
-    halves = {"HALVES": gl.NVMMASharedLayout(128, 16, rank=2)}
-    return _launcher(hopper_output_kernel, sizes, (pairs, eps), device, halves)
+    halves = gl.NVMMASharedLayout(128, 16, rank=2)
+    constants = {"CHANNEL": channel, "RESIDUAL": residual, "HALVES": halves}
+    return _launcher(hopper_output_kernel, sizes, numbers, device, constants)
 
 
 def _launcher(
     kernel: Any, sizes: Sizes, numbers: tuple[float | int, ...], device: torch.device,
-    layouts: dict[str, Any],
+    more: dict[str, Any],
 ) -> Launcher:  # fmt: skip
     from triton.experimental.gluon import language as gl
 
@@ -114,6 +117,6 @@ def _launcher(
     constants = {
         "LINE": gl.SwizzledSharedLayout(1, 1, 1, [0]),
         "REGISTERS": sizes.registers,
-        **layouts,
+        **more,
     }
     return Launcher(kernel, programs, numbers, constants, {"num_warps": 4})

@@ -53,8 +53,12 @@ def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
     return lookup(kernel, weight.device, 8 * weight.dtype.itemsize, sizes)
 
 
-def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
-    """What both passes of a call run, with block sizes and where those are from."""
+def described(z: torch.Tensor, weight: torch.Tensor, *, dropped: bool = False) -> tuple[str, ...]:
+    """What both passes of a call run, with block sizes and where those are from.
+
+    Args:
+        dropped: whether it has dropout.
+    """
     problem = Problem(z.shape[0], z.shape[1], z.shape[3])
     lines = []
     for kernel in KERNELS:
@@ -65,6 +69,8 @@ def described(z: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
         for reason in dict.fromkeys(why.values()):
             which = ", ".join(k.partition(".")[2] for k in KERNELS if why[k] == reason)
             lines.append(f"triangle_multiplication.hopper: {which} {in_words(reason)}")
+    if dropped:
+        lines.append("gradient times dropout: a kernel of its own, the same for every device")
     return (*lines, "products over triangles: torch.bmm")
 
 
@@ -92,22 +98,28 @@ def launch_project(problem, z, mask, norm_weight, norm_bias, p, g, edges, stats,
 
 def launch_output(
     problem, x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g,
-    stats_in, out, stats_out, eps,
+    stats_in, dropout, residual, out, stats_out, eps,
 ) -> Any:  # fmt: skip
-    """Fill ``out`` and ``stats_out``; arguments as those of the kernel."""
+    """Fill ``out`` and ``stats_out``; arguments as those of the kernel.
+
+    Args:
+        dropout: as :func:`megafold.ops.triangle_multiplication.dropout.as_read` has it.
+        residual: whether z is added.
+    """
     operands = (x, z, norm_in_weight, norm_in_bias, norm_out_weight, norm_out_bias, p, g)
     if own(OUTPUT, problem, z, p, g, x, out):
         return hopper_launch_forward.launch_output(
-            problem, *operands, stats_in, out, stats_out, eps
+            problem, *operands, stats_in, dropout, residual, out, stats_out, eps
         )
+    tensors = (*operands, stats_in, dropout.tensor, z if residual else None, out, stats_out)
     launcher = _launcher(
         output_kernel, config_of(OUTPUT, problem, p).config, problem, None,
-        (z.stride(0), eps, problem.pairs, problem.channels),
+        (z.stride(0), problem.tokens, *dropout.strides, eps, problem.pairs, problem.channels),
         precision_of(p.dtype, p.device), z.device,
-        *(layout(t) for t in (*operands, stats_in, stats_out)),
+        *(layout(t) for t in tensors),
     )  # fmt: skip
     with on(z.device):
-        return launcher(*operands, stats_in, out, stats_out)
+        return launcher(*tensors)
 
 
 def launch_weights_out(
@@ -172,18 +184,24 @@ def launch_weights_in(
 
 
 def launch_grad_z(
-    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums,
-    gap, own,
+    problem, edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, residual,
+    grad_z, sums, gap, own,
 ) -> Any:  # fmt: skip
-    """Fill what is not None of ``grad_z`` and ``sums``."""
+    """Fill what is not None of ``grad_z`` and ``sums``.
+
+    Args:
+        residual: gradient of the output ``[M, C]``, to be added to that of z; or None.
+    """
     operands = (
-        edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, grad_z, sums
+        edges, grad_gate, z, mask, norm_weight, norm_bias, p, g, g_out, stats, residual, grad_z,
+        sums,
     )  # fmt: skip
     if own:
         return hopper_launch_backward.launch_grad_z(problem, *operands, gap)
+    stride = 0 if residual is None else residual.stride(0)
     launcher = _launcher(
         grad_z_kernel, config_of(GRAD_Z, problem, p).config, problem, None,
-        (z.stride(0), problem.pairs, problem.channels, gap),
+        (z.stride(0), stride, problem.pairs, problem.channels, gap),
         precision_of(p.dtype, p.device), z.device,
         *(layout(t) for t in operands),
     )  # fmt: skip

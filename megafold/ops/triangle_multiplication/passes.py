@@ -9,8 +9,9 @@ pairs, with ``gap`` a part of C::
                    x, then its gradient                     sums of weights_out
       the gradient of a                sums of weights_in   the gradient of b
 
-The gradient of a moves ``gap`` channels down: as many at a time are multiplied, and what is
-written lies where the products before have read.
+With dropout the gradient of the update lies where that of b will, and the sums of weights_out are
+in front of x. The gradient of a moves ``gap`` channels down: as many at a time are multiplied, and
+what is written lies where the products before have read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from megafold.ops.layer_norm.launch import as_rows
 from megafold.ops.sizes import cdiv
 from megafold.ops.sums import add_sums
 from megafold.ops.triangle_multiplication import launch
+from megafold.ops.triangle_multiplication.dropout import Dropout, as_read, multiply
+from megafold.ops.triangle_multiplication.function import dtype_of
 from megafold.ops.triangle_multiplication.launch import Problem
 
 # A part of the channels is no smaller: room for the sums of the weights' gradients, which take
@@ -53,17 +56,19 @@ def forward(
     norm_out_bias: torch.Tensor | None,
     p_out_weight: torch.Tensor,
     g_out_weight: torch.Tensor,
+    dropout: torch.Tensor | None,
     outgoing: bool,
     eps: float,
+    residual: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The output ``[B, N, N, C]`` in the dtype of the weights, and what backward needs.
+    """The output ``[B, N, N, C]``, and what backward needs.
 
     That is: a and b, channels first, ``[2 C, M]``; and the statistics of z and of x, fp32
     ``[2, 2, M]``.
     """
     problem = _problem(z)
     of, channels, pairs = p_in_weight, problem.channels, problem.pairs
-    out = torch.empty(z.shape, dtype=of.dtype, device=z.device)
+    out = torch.empty(z.shape, dtype=dtype_of(z, of.dtype, residual), device=z.device)
     edges = torch.empty((2 * channels, pairs), dtype=of.dtype, device=z.device)
     stats = torch.empty((2, 2, pairs), dtype=torch.float32, device=z.device)
     if not pairs:
@@ -78,7 +83,8 @@ def forward(
     x = torch.empty((channels, pairs), dtype=of.dtype, device=z.device)
     _multiply(edges, problem, outgoing, x)
     launch.launch_output(
-        problem, x, rows, *norm_in, *norm_out, p_out, g_out, stats[0], out, stats[1], eps
+        problem, x, rows, *norm_in, *norm_out, p_out, g_out, stats[0], as_read(dropout, z.shape),
+        residual, out, stats[1], eps,
     )  # fmt: skip
     return out, edges, stats
 
@@ -95,9 +101,11 @@ def backward(
     norm_out_bias: torch.Tensor | None,
     p_out_weight: torch.Tensor,
     g_out_weight: torch.Tensor,
+    dropout: torch.Tensor | None,
     edges: torch.Tensor,
     stats: torch.Tensor,
     outgoing: bool,
+    residual: bool,
     asked: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients asked for of :data:`OPERANDS`, in this order."""
@@ -117,7 +125,7 @@ def backward(
     }
     ready["z"] = as_rows(z)
     run = _Backward(problem, ready, _flat(mask), edges, stats, outgoing, frozenset(wanted))
-    found = run(as_rows(grad))
+    found = run(as_rows(grad), as_read(dropout, z.shape), residual)
     return [found[name].view(operands[name].shape).to(operands[name].dtype) for name in wanted]
 
 
@@ -142,21 +150,32 @@ class _Backward:
         self.work = self._empty((2 * self.channels + self.gap, self.pairs), self.weight.dtype)
         self.found: dict[str, torch.Tensor] = {}
 
-    def __call__(self, grad: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, grad: torch.Tensor, dropout: Dropout, residual: bool
+    ) -> dict[str, torch.Tensor]:
         """Gradients by name: all that are wanted, and perhaps some that came with them."""
         of_z = self._asks("z", *NORM_IN)
         inner = of_z or self._asks(*WEIGHTS_IN)
         # The gradient of z takes the place of what goes into it by way of the gates.
         z = self.operands["z"]
         grad_gate = self._empty((self.pairs, self.channels), z.dtype) if of_z else None
-        self._through_output(grad, grad_gate, inner)
+        if dropout.tensor is None:
+            self._through_output(grad, grad_gate, inner, self.work[self.channels + self.gap :])
+        else:
+            of_update = self.work[self.channels + self.gap :].view(self.pairs, self.channels)
+            multiply(grad, dropout, self.problem.tokens, of_update)
+            self._through_output(of_update, grad_gate, inner, self.work[: self.gap])
         if inner:
             self._through_product()
-            self._through_input(grad_gate)
+            self._through_input(grad_gate, grad if residual else None)
         return self.found
 
     def _through_output(
-        self, grad: torch.Tensor, grad_gate: torch.Tensor | None, inner: bool
+        self,
+        grad: torch.Tensor,  # of the update
+        grad_gate: torch.Tensor | None,
+        inner: bool,
+        spare: torch.Tensor,  # of the buffer
     ) -> None:
         """The gradient of x where x was, those of the gates, and of the parameters behind x."""
         o, channels, problem = self.operands, self.channels, self.problem
@@ -170,7 +189,6 @@ class _Backward:
             weights = o["p_out_weight"], o["g_out_weight"]
             own = launch.own(launch.WEIGHTS_OUT, problem, o["z"], *weights, grad, x)
             splits = launch.splits_of(launch.WEIGHTS_OUT, problem, self.weight, own)
-            spare = self.work[channels + self.gap :]
             sums = self._sums(spare, splits, 2, channels, channels)
             launch.launch_weights_out(problem, *operands, sums, own)
             self._find(WEIGHTS_OUT, sums)
@@ -200,7 +218,11 @@ class _Backward:
                 torch.bmm(b[part], of_x.transpose(1, 2), out=of_a)
                 torch.bmm(a[part], of_x, out=of_b)
 
-    def _through_input(self, grad_gate: torch.Tensor | None) -> None:
+    def _through_input(
+        self,
+        grad_gate: torch.Tensor | None,
+        past: torch.Tensor | None,  # the gradient of z that comes past the update
+    ) -> None:
         """The gradients of z, of the norm in front, and of the weights behind it."""
         o, channels, problem = self.operands, self.channels, self.problem
         of_norm = o["z"], self.mask, o["norm_in_weight"], o["norm_in_bias"]
@@ -221,8 +243,8 @@ class _Backward:
             own = own and launch.own(launch.GRAD_Z, problem, o["z"], *weights, self.work, grad_z)
             sums = self._norm_sums(NORM_IN, launch.GRAD_Z, own)
             launch.launch_grad_z(
-                problem, self.work, grad_gate, *of_norm, *weights, self.stats[0], grad_z, sums,
-                self.gap, own,
+                problem, self.work, grad_gate, *of_norm, *weights, self.stats[0],
+                None if grad_z is None else past, grad_z, sums, self.gap, own,
             )  # fmt: skip
             self._find(NORM_IN, sums)
             self.found["z"] = grad_gate

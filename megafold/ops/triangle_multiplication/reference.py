@@ -23,12 +23,16 @@ def reference(
     *,
     outgoing: bool = True,
     eps: float = 1e-5,
+    dropout: torch.Tensor | None = None,
+    residual: bool = False,
 ) -> torch.Tensor:
     """Update every edge from the two other edges of all its triangles.
 
-    ``out_ij = sigmoid(g_out n_ij) * p_out layer_norm(sum_k a_ik * b_jk)``, with
+    ``update_ij = sigmoid(g_out n_ij) * p_out layer_norm(sum_k a_ik * b_jk)``, with
     ``a, b = sigmoid(g_in n) * (p_in n)`` and n the normalised z; incoming uses ``a_ki, b_kj``.
-    Arguments as in :func:`megafold.ops.triangle_multiplication`.
+    The result is ``dropout * update``, added to z where ``residual`` says so, in one pass; of these
+    two autograd stores nothing but dropout. Arguments as in
+    :func:`megafold.ops.triangle_multiplication`.
     """
     channels = z.shape[-1:]
     normalised = F.layer_norm(z, channels, norm_in_weight, norm_in_bias, eps)
@@ -38,4 +42,7 @@ def reference(
     a, b = edges.chunk(2, dim=-1)
     update = torch.einsum(OUTGOING if outgoing else INCOMING, a, b)
     update = F.layer_norm(update, channels, norm_out_weight, norm_out_bias, eps)
-    return F.linear(update, p_out_weight) * torch.sigmoid(F.linear(normalised, g_out_weight))
+    update = F.linear(update, p_out_weight) * torch.sigmoid(F.linear(normalised, g_out_weight))
+    if dropout is None:
+        return z + update if residual else update
+    return torch.addcmul(z, dropout, update) if residual else dropout * update

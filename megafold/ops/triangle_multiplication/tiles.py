@@ -28,6 +28,30 @@ def load_rows(p, o_m, o_c, stride, m_m, m_c, EVEN_M: tl.constexpr, EVEN_C: tl.co
 
 
 @triton.jit
+def load_dropout(
+    p, i_m, o_m, o_c, tokens, stride_b, stride_i, stride_j, stride_c, m_m, m_c,
+    EVEN_M: tl.constexpr, EVEN_C: tl.constexpr,
+):  # fmt: skip
+    """What dropout multiplies pairs ``i_m + o_m`` by, ``[M, C]``, fp32; zeros outside.
+
+    Pair m is ``(b, i, j)`` with ``m = (b N + i) N + j``, and each of these has a stride, 0 where it
+    repeats. All but the first pair's place is 32-bit arithmetic.
+    """
+    o_j = (i_m % tokens).to(tl.int32) + o_m
+    o_i = (i_m // tokens).to(tl.int32) + o_j // tokens
+    o_row = (o_i // tokens).to(tl.int64) * stride_b + (o_i % tokens).to(tl.int64) * stride_i
+    o_row += (o_j % tokens).to(tl.int64) * stride_j
+    p_tile = p + (o_row[:, None] + (o_c * stride_c)[None, :])
+    if EVEN_M and EVEN_C:
+        b = tl.load(p_tile)
+    elif EVEN_C:
+        b = tl.load(p_tile, mask=m_m[:, None], other=0.0)
+    else:
+        b = tl.load(p_tile, mask=m_m[:, None] & m_c[None, :], other=0.0)
+    return b.to(tl.float32)
+
+
+@triton.jit
 def load_turned(p, o_o, o_c, channels, m_o, m_c, EVEN: tl.constexpr):
     """The transpose ``[C, O]`` of rows ``o_o`` of a weight ``[.., C]``, contiguous."""
     p_tile = p + o_o[None, :] * channels + o_c[:, None]

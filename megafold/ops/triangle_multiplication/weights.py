@@ -25,7 +25,7 @@ from megafold.ops.triangle_multiplication.tiles import (
 
 @triton.jit
 def weights_out_kernel(
-    p_grad,  # [M, C], neighbours along C: gradient of the output
+    p_grad,  # [M, C], neighbours along C: gradient of the update, dropout and residual behind it
     p_x,  # [C, M]: the product over triangles, computed again
     p_z,  # [M, C], neighbours along C
     p_norm_in_weight,  # [C] or None, as the norms' other parameters are
