@@ -48,3 +48,11 @@ def draw(
     inputs = case.make_inputs(device, dtype, generator)
     grad = torch.randn(case.output_shape, generator=generator).to(device, dtype)
     return inputs, grad
+
+
+def assert_alike(found: accuracy.Results, expected: accuracy.Results) -> None:
+    """The same bits; on a GPU up to rounding: its library may multiply what lies otherwise so."""
+    assert found.keys() == expected.keys()
+    for name, t in expected.items():
+        most = 0.0 if DEVICE == "cpu" else 8 * torch.finfo(t.dtype).eps * t.abs().max().item()
+        torch.testing.assert_close(found[name], t, atol=most, rtol=0, msg=name)

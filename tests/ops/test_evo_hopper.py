@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megafold.ops.evo_attention import folding, hopper, hopper_launch, launch
+from megafold.ops.hopper import L2_OF_AN_H100
 from megafold.ops.tuning import Config, use_config
 from tests.numerics import DEVICE
 from tests.ops.evo import assert_kernels_accurate, assert_same, attention, fused_results
@@ -131,6 +132,7 @@ def test_one_head_of_one_row():
 def test_the_gradient_of_the_bias_in_several_launches(ran, monkeypatch):
     inputs, grad = attention("B2 S37 N200 H4 D32", torch.bfloat16)
     monkeypatch.setattr(hopper_launch, "IN_LAUNCH", 0.02)
+    monkeypatch.setattr(hopper_launch, "cache_of", lambda device: L2_OF_AN_H100)
     problem = launch.Problem.of(inputs["q"], inputs["k"], inputs["pair_bias"])
     assert 1 < hopper_launch._rows_at_once(problem, 19, HERE) < 10
     assert_kernels_accurate(inputs, grad)
@@ -453,7 +455,8 @@ def test_sums_of_ranges_of_keys_are_added_up_in_their_order(ranges):
     tiles = sums.view(ranges, 2, 3, 2, 4, 2, 8, 3, 4, 2)
     held = tiles.permute(0, 1, 2, 3, 7, 4, 6, 8, 5, 9).contiguous()
     with mock.patch.object(hopper_launch, "plan_of", return_value=plan):
-        hopper_launch._add_ranges.__wrapped__(problem, q.dtype, HERE, 0.3)(held, q)
+        of_q = hopper_launch._row_strides(q)
+        hopper_launch._add_ranges.__wrapped__(problem, q.dtype, HERE, 0.3, of_q)(held, q)
     total = sums[0].clone()
     for i in range(1, ranges):
         total += sums[i]

@@ -37,6 +37,8 @@ SPILLS = {
     "evo_attention.hopper_backward float16 S384 N384 D32": 32,
     "evo_attention.hopper_backward bfloat16 S384 N384 D64": 16,
     "evo_attention.hopper_backward float16 S384 N384 D64": 16,
+    "evo_attention.hopper_backward bfloat16 of triangle attention": 32,
+    "evo_attention.hopper_backward float16 of triangle attention": 32,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
     "evo_attention.hopper_backward float16 S1024 N1024 D32": 40,
     # Rows of an fp32 z beside 16-bit weights, on an MI250.
