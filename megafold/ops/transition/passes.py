@@ -510,26 +510,23 @@ def _product_into(
     added: torch.Tensor | None = None,
 ) -> None:
     """``left right`` into a tensor of any dtype, with ``added`` where that is not None."""
-    if added is not None and (added.dtype != left.dtype or result.dtype != left.dtype):
-        torch.add(added, _product(left, right), out=result)
-    elif result.dtype != left.dtype:
-        result.copy_(_product(left, right))
-    elif left.dtype == torch.float32:
+    alike = result.dtype == left.dtype
+    if left.dtype == torch.float32 and alike:
         first, *others = _parts(right.shape[0], left.device)
-        _first_product(result, left[:, first], right[first], added)
+        torch.mm(left[:, first], right[first], out=result)
         for terms in others:
             result.addmm_(left[:, terms], right[terms])
-    else:
-        _first_product(result, left, right, added)
-
-
-def _first_product(
-    result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, added: torch.Tensor | None
-) -> None:
-    if added is None:
-        torch.mm(left, right, out=result)
-    else:
+        if added is not None:  # last: each part would be rounded to the digits of the whole
+            result.add_(added)
+    elif added is None:
+        if alike:
+            torch.mm(left, right, out=result)
+        else:
+            result.copy_(_product(left, right))
+    elif alike and added.dtype == left.dtype:
         torch.addmm(added, left, right, out=result)
+    else:
+        torch.add(added, _product(left, right), out=result)
 
 
 def _parts(terms: int, device: torch.device) -> list[slice]:
