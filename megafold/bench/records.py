@@ -144,16 +144,18 @@ def stored(op: str, device: str | None = None) -> list[Record]:
 def of_a_gpu(op: str) -> list[Record]:
     """The checkout's records of an operator on one GPU; empty where there are none.
 
-    Of this GPU where it was measured, else of the first in ``SHIPPED`` that was, else of any.
+    Of this GPU where it was measured; else of that with the most shapes, of as many the first in
+    ``SHIPPED``.
 
     Raises:
         FileNotFoundError: not a checkout.
     """
     others = sorted(path.name for path in folder().iterdir() if path.is_dir())
-    for device in dict.fromkeys((device_name(), *SHIPPED, *others)):
-        if device != "cpu" and (found := read(folder(), device, op)):
-            return found
-    return []
+    found = {d: read(folder(), d, op) for d in dict.fromkeys((*SHIPPED, *others)) if d != "cpu"}
+    here = device_name()
+    if found.get(here):
+        return found[here]
+    return max(found.values(), key=lambda of: len({r.shape for r in of}), default=[])
 
 
 def to_draw(op: str) -> list[Record]:

@@ -125,13 +125,17 @@ def test_stored_records_can_be_read_and_their_cases_exist():
         assert 0 < record.ms_q1 <= record.ms <= record.ms_q3
 
 
-def test_a_gpus_records_are_this_ones_or_the_best_shipped(tmp_path, monkeypatch):
+def test_a_gpus_records_are_this_ones_or_those_of_most_shapes(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "folder", lambda: tmp_path)
     assert records.of_a_gpu("transition") == []
     for device in ("cpu", "amd-mi300x", "nvidia-h100-80gb-hbm3", "nvidia-h200"):
         records.append([replace(RECORD, device=device)], tmp_path, device)
     assert records.of_a_gpu("transition") == [replace(RECORD, device="nvidia-h200")]
     assert records.of_a_gpu("evo_attention") == []
+    more = replace(RECORD, device="nvidia-h100-80gb-hbm3", shape="M2 C8 H8")
+    records.append([more], tmp_path, more.device)
+    assert {r.device for r in records.of_a_gpu("transition")} == {more.device}
+    assert len(records.of_a_gpu("transition")) == 2
     monkeypatch.setattr(records, "device_name", lambda: "amd-mi300x")
     assert records.of_a_gpu("transition") == [replace(RECORD, device="amd-mi300x")]
 
