@@ -9,7 +9,7 @@ blocks, H heads, C channels of a row, K of its condition.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,22 +25,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """Two layers of the condition for each block, of ``[S or 1, N, K]``.
+
+    The first is of the condition normalised but not scaled, whose scale is in the weights: gate and
+    shift of attention's norm, gate and shift of the transition's. The second is of the condition as
+    it is: what both updates end in.
+    """
+
+    modulation: torch.Tensor  # [B, 4 C, K]
+    modulation_bias: torch.Tensor  # [B, 4 C]
+    scale: torch.Tensor  # [B, 2 C, K]
+    scale_bias: torch.Tensor  # [B, 2 C]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What the steps read of all blocks of a stack."""
 
-    # Of the condition, normalised but not scaled: gate and shift of attention's norm, gate and
-    # shift of the transition's. The scale of the condition's norm is in the weights.
-    modulation: torch.Tensor  # [B, 4 C, K]
-    modulation_bias: torch.Tensor  # [B, 4 C]
-    scale: torch.Tensor  # [B, 2 C, K], of the condition as it is: what both updates end in
-    scale_bias: torch.Tensor  # [B, 2 C]
     projection: torch.Tensor  # [B, 4 C, C], of queries, keys, values, gate
     projection_bias: torch.Tensor  # [B, 4 C]
     hidden: torch.Tensor  # [B, 2 hidden, C], the transition's gate and value
     biases: torch.Tensor  # [B, 1 or W, H, N, N] or of windows, what attention makes of pairs
-    # What the first four give for a condition that stays the same, [S or 1, N, 4 C] and [.., 2 C]
-    # of each block; else of none.
-    conditions: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    # What is made of the condition; or where that stays the same of each block what this gives.
+    conditions: Conditions | tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 def prepare(
@@ -84,25 +92,22 @@ def prepare(
     hidden = [layer for one in transition for layer in (one.linear_gate, one.linear_value)]
     scaled = torch.stack([norm.layer_norm_s.weight for norm in norms])
     scaled = scaled.repeat_interleave(2 * len(none), dim=0).unflatten(0, (many, -1))
-    found = Prepared(
+    conditions = Conditions(
         modulation=(stacked(layer.weight for layer in modulations) * scaled).to(dtype),
         modulation_bias=biases(modulations),
         scale=side_by_side(scales),
         scale_bias=biases(scales),
+    )
+    if s is not None:
+        read = _read(s, norms[0].layer_norm_s.eps, dtype)
+        conditions = tuple(_condition(conditions, i, *read) for i in range(many))
+    return Prepared(
         projection=side_by_side(projections),
         projection_bias=biases(projections),
         hidden=side_by_side(hidden),
         biases=_biases([one.pair_bias for one in attention], pair),
-    )
-    if s is None:
-        return found
-    eps = norms[0].layer_norm_s.eps
-    conditions = tuple(_condition(found, i, *_read(s, eps, dtype)) for i in range(many))
-    nothing = found.modulation[:0]
-    return replace(
-        found, modulation=nothing, modulation_bias=nothing, scale=nothing, scale_bias=nothing,
         conditions=conditions,
-    )  # fmt: skip
+    )
 
 
 def run(
@@ -115,9 +120,10 @@ def run(
 ) -> torch.Tensor:
     """All blocks: a ``[S, N, C]``, mask ``[N]``; s ``[S, N, K]``, if it was not prepared with."""
     eps = blocks[0].transition.adaptive_layer_norm.layer_norm_s.eps
-    read = None if s is None else _read(s, eps, prepared.projection.dtype)
+    read = () if s is None else _read(s, eps, prepared.projection.dtype)
     for i, block in enumerate(blocks):
-        both = prepared.conditions[i] if read is None else _condition(prepared, i, *read)
+        of = prepared.conditions
+        both = _condition(of, i, *read) if isinstance(of, Conditions) else of[i]
         a = _block(block, prepared, i, a, *both, mask, windows, eps)
     return a
 
@@ -145,7 +151,7 @@ def _read(s: torch.Tensor, eps: float, dtype: torch.dtype) -> tuple[torch.Tensor
 
 
 def _condition(
-    of: Prepared, i: int, normal: torch.Tensor, s: torch.Tensor
+    of: Conditions, i: int, normal: torch.Tensor, s: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a block's norms are modulated by, and what its updates end in."""
     modulation = F.linear(normal, of.modulation[i], of.modulation_bias[i])
