@@ -156,7 +156,7 @@ def test_saved_tensor_of_a_custom_operator_bears_its_name():
     x, weight = torch.ones(2, 4, requires_grad=True), torch.ones(4, 4)
 
     def call():
-        out, _ = torch.ops.megafold.transition(x, None, None, weight, weight, weight, 1e-5)
+        out, _ = torch.ops.megafold.transition(x, None, None, weight, weight, weight, 1e-5, False)
         return out.sigmoid() * out
 
     saved = memory.saved_tensors(call, [x, weight])

@@ -33,7 +33,7 @@ def drawn(shape: str = "B2 N9 C32 H2", dtype: torch.dtype = torch.float16, **opt
 
 @each_dtype
 @each_node
-@pytest.mark.parametrize("shape", ["B1 N17 C32 H2", "B2 N9 C56 H7 D8", "B1 N11 C64 H4"])
+@pytest.mark.parametrize("shape", ["B1 N11 C32 H2", "B2 N5 C56 H7 D8", "B1 N7 C64 H4"])
 def test_sizes(shape, node, dtype):
     assert_kernels_accurate(*drawn(shape + node, dtype))
 
@@ -59,7 +59,7 @@ def test_large_sizes(shape, node, dtype):
 @pytest.mark.parametrize("absent", [("mask",), ("dropout",), ("norm_weight", "norm_bias")], ids=str)
 def test_what_may_be_left_out(absent, residual, node, dtype):
     none = dict.fromkeys(absent)
-    assert_kernels_accurate(*drawn("B1 N9 C64 H4" + node, dtype, residual=residual, **none))
+    assert_kernels_accurate(*drawn("B1 N6 C64 H4" + node, dtype, residual=residual, **none))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_pair_that_none_attends_to_and_a_row_without_keys(node):
 @each_node
 def test_results_are_those_of_its_parts_to_the_bit(node):
     """Without a residual, whose gradient the parts add in a pass of its own."""
-    case, inputs, grad = drawn("B2 N17 C32 H2" + node, residual=False)
+    case, inputs, grad = drawn("B2 N7 C32 H2" + node, residual=False)
 
     def in_parts(inputs):
         i, starting = dict(inputs), case.options["starting"]
@@ -141,9 +141,9 @@ def test_nothing_is_computed_for_the_weight_behind_attention_alone(monkeypatch):
 
 @each_node
 def test_expanded_and_transposed_gradients(node):
-    case, inputs, _ = drawn("B2 N9 C32 H2" + node)
+    case, inputs, _ = drawn("B2 N5 C32 H2" + node)
     one = torch.ones((), dtype=torch.float16, device=DEVICE)
-    for grad in (one.expand(case.output_shape), torch.randn(2, 9, 32, 9).to(one).transpose(2, 3)):
+    for grad in (one.expand(case.output_shape), torch.randn(2, 5, 32, 5).to(one).transpose(2, 3)):
         exact = accuracy.exact_results(case, inputs, grad)
         eager = accuracy.results(case.run_reference, inputs, grad)
         assert_accurate(results_of(case, inputs, grad), eager, exact)
@@ -151,7 +151,7 @@ def test_expanded_and_transposed_gradients(node):
 
 @each_node
 def test_second_backward_gives_the_same_bits(node):
-    case, inputs, grad = drawn("B1 N17 C32 H2" + node)
+    case, inputs, grad = drawn("B1 N9 C32 H2" + node)
     leaves = [t.requires_grad_() for t in cases.differentiable(inputs).values()]
     with ops.use("triton"):
         out = case.run(inputs)
@@ -172,7 +172,7 @@ def test_few_pairs(pairs, node):
 def test_an_fp32_residual_stays_as_exact_under_autocast():
     case, inputs, grad = drawn("B1 N9 C32 H2", torch.float32)
     inputs["out_weight"].zero_()
-    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16), ops.use("triton"):
+    with torch.autocast(torch.device(DEVICE).type, torch.float16), ops.use("triton"):
         z = inputs["z"].requires_grad_()
         out = case.run(inputs)
     assert out.dtype == torch.float32
@@ -183,7 +183,7 @@ def test_an_fp32_residual_stays_as_exact_under_autocast():
 
 @each_node
 def test_registration_passes_opcheck(node):
-    case, inputs, grad = drawn("B1 N5 C16 H2" + node)
+    case, inputs, grad = drawn("B1 N3 C16 H2" + node)
     of = {name: t for name, t in inputs.items() if not name.endswith("_weight") or "out" in name}
     weight = joint_weight(*(inputs[f"{x}_weight"] for x in "qkvbg"))
     starting = case.options["starting"]

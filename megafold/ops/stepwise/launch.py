@@ -12,7 +12,7 @@ from megafold.ops.layer_norm.launch import as_rows
 from megafold.ops.sizes import cdiv, power_of_two
 from megafold.ops.stepwise.kernels import gate_kernel, modulate_kernel, swiglu_kernel
 
-# Bandwidth is all they need, and programs enough: whatever the device.
+KERNELS = ()  # with block sizes in tables: bandwidth is all they need, whatever the device
 ELEMENTS = 1024  # of a program, or one row
 WIDEST = 512  # channels of a program that adds up no row
 OPTIONS = {"num_warps": 4, "num_stages": 1}
