@@ -147,15 +147,23 @@ def choose(operator: str, tensor: torch.Tensor, *others: Any, **more: Any) -> Ch
     return Choice(operator, "triton", f"{tensor.dtype} on a GPU; {kernels}")
 
 
-def by_kernels(tensor: torch.Tensor) -> bool:
-    """Whether kernels that every GPU and shape is right for take a tensor: no operator is asked."""
-    if backend() == "torch" or not TRITON_INSTALLED or tensor.dtype not in TRITON_DTYPES:
+def by_kernels(name: str, tensor: torch.Tensor) -> bool:
+    """Whether kernels run that are right for every GPU and shape, of what is no operator.
+
+    Under ``torch.compile`` PyTorch's operations do, of which it makes one kernel itself.
+
+    Raises:
+        RuntimeError, TypeError: Triton was asked for and cannot run on this device, or takes no
+            input of this dtype.
+    """
+    asked = backend()
+    if asked == "torch" or torch.compiler.is_compiling():
         return False
-    if torch.compiler.is_compiling():  # which makes one kernel of them itself
-        return False
-    if tensor.device.type == "cuda":
-        return True
-    return backend() == "triton" and tensor.device.type == "cpu" and _interpreted()
+    obstacle = _not_taken(tensor) or _not_here(tensor)
+    if asked == "triton" and obstacle is not None:
+        error, why = obstacle
+        raise error(f'{name}: use("triton") asks for Triton, but {why}')
+    return obstacle is None and (asked == "triton" or tensor.device.type == "cuda")
 
 
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
@@ -207,14 +215,27 @@ def _obstacle(
     """Why Triton cannot run this call, with the error to raise for it; None where it can."""
     if kernels is None:
         return NotImplementedError, f"{operator} has no Triton kernel yet"
-    if not TRITON_INSTALLED:
-        return RuntimeError, "triton is not installed"
-    if tensor.dtype not in TRITON_DTYPES:
-        return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"
+    not_taken = _not_taken(tensor)
+    if not_taken is not None:
+        return not_taken
     limit = REGISTRY[operator].limit
     too_much = None if limit is None else limit(tensor, *others, **more)
     if too_much is not None:
         return NotImplementedError, too_much
+    return _not_here(tensor)
+
+
+def _not_taken(tensor: torch.Tensor) -> tuple[type[Exception], str] | None:
+    """Why no kernel takes a tensor, wherever it is; None where one may."""
+    if not TRITON_INSTALLED:
+        return RuntimeError, "triton is not installed"
+    if tensor.dtype not in TRITON_DTYPES:
+        return TypeError, f"the kernels take float32, bfloat16 and float16, not {tensor.dtype}"
+    return None
+
+
+def _not_here(tensor: torch.Tensor) -> tuple[type[Exception], str] | None:
+    """Why no kernel runs where a tensor is; None where one does."""
     if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and _interpreted()):
         return None
     if tensor.device.type == "meta" and launcher.recording:

@@ -105,3 +105,15 @@ def test_a_gradient_is_refused():
     for call in (lambda: modulated(a, a, a), lambda: gated(a, a), lambda: swiglu(a)):
         with pytest.raises(RuntimeError, match=r"has no gradient; call it under torch.no_grad"):
             call()
+
+
+def test_an_explicit_request_for_kernels_is_never_quietly_replaced():
+    a = rows(1, 3, 8, dtype=torch.float64)
+    for name, call in (
+        ("modulated", lambda: modulated(a, a, a)),
+        ("gated", lambda: gated(a, a)),
+        ("swiglu", lambda: swiglu(a)),
+    ):
+        assert call().dtype == torch.float64
+        with ops.use("triton"), pytest.raises(TypeError, match=rf"^{name}: .*not torch.float64"):
+            call()

@@ -30,7 +30,7 @@ def modulated(
         RuntimeError: a gradient is asked for, of which there is none.
     """
     _without_gradient("modulated", a, gate, shift)
-    if not dispatch.by_kernels(a):
+    if not dispatch.by_kernels("modulated", a):
         return torch.sigmoid(gate) * F.layer_norm(a, a.shape[-1:], eps=eps).to(gate.dtype) + shift
     from megafold.ops.stepwise import launch
 
@@ -52,7 +52,7 @@ def gated(x: torch.Tensor, gate: torch.Tensor, added: torch.Tensor | None = None
         RuntimeError: a gradient is asked for, of which there is none.
     """
     _without_gradient("gated", x, gate, added)
-    if not dispatch.by_kernels(x):
+    if not dispatch.by_kernels("gated", x):
         update = torch.sigmoid(gate) * x
         return update if added is None else (added + update).to(added.dtype)
     from megafold.ops.stepwise import launch
@@ -67,7 +67,7 @@ def swiglu(pairs: torch.Tensor) -> torch.Tensor:
         RuntimeError: a gradient is asked for, of which there is none.
     """
     _without_gradient("swiglu", pairs)
-    if not dispatch.by_kernels(pairs):
+    if not dispatch.by_kernels("swiglu", pairs):
         gate, value = pairs.chunk(2, dim=-1)
         return F.silu(gate) * value
     from megafold.ops.stepwise import launch

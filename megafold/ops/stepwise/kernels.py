@@ -77,25 +77,3 @@ def gate_kernel(
         b_out += load_rows(p_added, o_m, stride_added, o_c, m)
     p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
     tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m)
-
-
-@triton.jit
-def swiglu_kernel(
-    p_pairs,  # [M, 2 C]: gates before SiLU, then values
-    p_out,  # [M, C], contiguous, written
-    stride,  # of a row of p_pairs
-    rows,
-    channels,
-    ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """``silu(gate) * value`` of ROWS rows."""
-    blocks = tl.cdiv(channels, BLOCK_C)
-    o_m = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    m = (o_m < rows)[:, None] & (o_c < channels)[None, :]
-    b_gate = load_rows(p_pairs, o_m, stride, o_c, m)
-    b_value = load_rows(p_pairs + channels, o_m, stride, o_c, m)
-    b_out = b_gate * tl.sigmoid(b_gate) * b_value
-    p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
-    tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m)

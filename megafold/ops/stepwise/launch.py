@@ -10,7 +10,9 @@ import torch
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import as_rows
 from megafold.ops.sizes import cdiv, power_of_two
-from megafold.ops.stepwise.kernels import gate_kernel, modulate_kernel, swiglu_kernel
+from megafold.ops.stepwise.kernels import gate_kernel, modulate_kernel
+from megafold.ops.transition import launch as transition
+from megafold.ops.transition.elementwise import swiglu_forward_kernel
 
 KERNELS = ()  # with block sizes in tables: bandwidth is all they need, whatever the device
 ELEMENTS = 1024  # of a program, or one row
@@ -48,14 +50,11 @@ def gate(x: torch.Tensor, logits: torch.Tensor, added: torch.Tensor | None) -> t
 
 
 def swiglu(pairs: torch.Tensor) -> torch.Tensor:
-    """See :func:`megafold.ops.stepwise.swiglu`."""
+    """See :func:`megafold.ops.stepwise.swiglu`; by the transition's kernel."""
     out = pairs.new_empty((*pairs.shape[:-1], pairs.shape[-1] // 2))
     if out.numel():
-        rows = as_rows(pairs)
-        shape = torch.Size((len(rows), out.shape[-1]))
-        launcher = _elements(swiglu_kernel, shape, None, pairs.device, out.dtype, layout(rows))
-        with on(pairs.device):
-            launcher(rows, out)
+        rows = as_rows(pairs.contiguous())
+        transition.launch_swiglu(swiglu_forward_kernel, rows, as_rows(out))
     return out
 
 
@@ -74,7 +73,7 @@ def _whole_rows(
 
 @lru_cache(maxsize=1024)
 def _elements(
-    kernel: Any, shape: torch.Size, conditions: int | None, device: torch.device,
+    kernel: Any, shape: torch.Size, conditions: int, device: torch.device,
     dtype: torch.dtype, *tensors: Layout | None,
 ) -> Launcher:  # fmt: skip
     rows, channels = shape
@@ -82,6 +81,5 @@ def _elements(
     of_program = ELEMENTS // block
     constants = {"ROWS": of_program, "BLOCK_C": block}
     strides = (0 if one is None else one[0][0] for one in tensors)
-    own = () if conditions is None else (conditions,)
     programs = cdiv(rows, of_program) * cdiv(channels, block)
-    return Launcher(kernel, programs, (*strides, rows, *own, channels), constants, OPTIONS)
+    return Launcher(kernel, programs, (*strides, rows, conditions, channels), constants, OPTIONS)

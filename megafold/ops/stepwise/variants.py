@@ -12,7 +12,7 @@ TOKENS = ((384, 768), (3072, 128))  # and channels of AlphaFold 3's tokens and a
 
 
 def variants() -> list[KernelVariant]:
-    """Every kernel; bf16 stands for fp16 as well: the two compile alike."""
+    """The kernels of `kernels`; bf16 stands for fp16 as well: the two compile alike."""
     return distinct(
         v
         for dtype in (torch.bfloat16, torch.float32)
@@ -33,6 +33,5 @@ def variants_of(tokens: int, channels: int, dtype: torch.dtype) -> list[KernelVa
         launch.modulate(a, gate, shift, 1e-5)
         launch.gate(a, gate, a)
         launch.gate(a, gate, None)
-        launch.swiglu(conditions)
 
     return recorded(call, f"{str(dtype).removeprefix('torch.')} C{channels}")
