@@ -66,8 +66,9 @@ def test_products_in_fp32_are_added_up_in_parts(monkeypatch):
     def stops(terms: int) -> list[int]:
         return [part.stop for part in passes._parts(terms, torch.device(DEVICE))]
 
-    assert stops(256) == [256]
-    assert stops(833) == [256, 512, 768, 1024]
+    assert stops(64) == [64]
+    assert stops(100) == [64, 128]
+    assert stops(833) == [209, 418, 627, 836]
     assert stops(10000) == [2500, 5000, 7500, 10000]
     with products_in(TF32):
         assert stops(10000) == [10000]
