@@ -54,6 +54,9 @@ ALONE = (
     "B1 S1 N640 H40 D24",  # a bias of its own for each row; keys in ranges
     "B2 S1 N100 K1028 H17 D32",
     "B5 S1 N72 K516 H8 D24",  # three walks over a range, and two
+    "B1 S1 N200 K1024 H17 D24",  # two blocks of keys a group at a time
+    "B1 S1 N68 K2040 H9 D24",  # the same, the last block not full
+    "B1 S1 N100 K4096 H16 D24",  # the same, two walks over a range
     "B40 S1 N70 K72 H4 D32",  # as many rows and heads as there are multiprocessors: no ranges
 )
 
@@ -477,9 +480,13 @@ def test_keys_of_few_rows_are_split_for_every_multiprocessor(monkeypatch):
         assert found.alone
         assert found.ranges > 1
         assert found.items == found.programs <= 132
-        assert found.walks == -(-int(shape.split()[3][1:]) // (64 * found.blocks.groups))
+        at_a_time = 64 * found.blocks.groups * found.blocks.each
+        assert found.walks == -(-int(shape.split()[3][1:]) // at_a_time)
         assert (found.ranges - 1) * found.walks_each < found.walks
         assert found.walks <= found.ranges * found.walks_each
+    each = {2048: 2, 2040: 2, 1024: 2, 1028: 1, 960: 1, 4096: 2}  # in whole walks, or one by one
+    for keys, blocks in each.items():
+        assert plan(f"B1 S1 N8 K{keys} H16 D24").blocks.each == blocks, keys
     shared = plan("B1 S72 N8 K2048 H16 D32")
     assert (shared.alone, shared.ranges, shared.programs) == (False, 1, 132)
     assert shared.walks_each == shared.walks

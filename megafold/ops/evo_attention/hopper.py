@@ -31,7 +31,8 @@ ALONE_WIDTH = 32  # of a head whose row has a bias of its own: wider, those of `
 class Blocks(NamedTuple):
     """What the kernel for q, k and v is compiled with."""
 
-    groups: int  # of 64 keys
+    groups: int  # of four warps
+    each: int  # blocks of 64 keys that a group has in a walk: 1 or 2
     stages: int
     slices: int
     registers: int
@@ -43,7 +44,7 @@ class Forward(NamedTuple):
 
     rows: int  # that share tiles of the bias: 1 or 2
     programs: int  # on one multiprocessor, at most
-    stages: int
+    stages: int  # of a row of its own: one more where fewer programs run
     maxnreg: int  # registers of a thread at the start; 0: as many as there are
     registers: int  # of a thread of the second row
 
@@ -71,13 +72,17 @@ SIZES = {
     32: Sizes(
         Forward(2, 2, 2, 80, 104),
         Forward(1, 3, 2, 80, 0),
-        (Blocks(3, 2, 2, 128, 1.0), Blocks(2, 3, 2, 168, 1.2)),
+        (
+            Blocks(3, 1, 2, 2, 128, 1.0),
+            Blocks(2, 1, 3, 2, 168, 1.2),
+            Blocks(2, 2, 3, 2, 168, 1.1),
+        ),
         OfBias(3, 64, 4, 128, 152),
     ),
     64: Sizes(
         Forward(2, 1, 3, 0, 152),
         Forward(1, 2, 2, 96, 0),
-        (Blocks(2, 2, 2, 184, 1.0),),
+        (Blocks(2, 1, 2, 2, 184, 1.0),),
         OfBias(2, 128, 2, 168, 240),
     ),
 }
@@ -224,7 +229,7 @@ def plan_of(problem: Any, device: torch.device) -> Plan:
     most, heads = multiprocessors(device), problem.total_rows * problem.heads
 
     def of(blocks: Blocks) -> Plan:
-        walks = cdiv(problem.keys, TILE * blocks.groups)
+        walks = cdiv(problem.keys, TILE * blocks.groups * blocks.each)
         allowed = min(most // heads, int(SUMS * problem.keys / problem.width))
         each = cdiv(walks, max(1, allowed)) if alone else walks
         ranges = cdiv(walks, each)
@@ -233,12 +238,17 @@ def plan_of(problem: Any, device: torch.device) -> Plan:
 
     def cost(plan: Plan) -> float:
         turns = cdiv(plan.items, plan.programs) * plan.walks_each
-        return turns * plan.blocks.groups * plan.blocks.cost
+        return turns * plan.blocks.groups * plan.blocks.each * plan.blocks.cost
 
-    blocks = SIZES[width_of(problem)].blocks
-    if alone:  # three groups would spill registers
-        blocks = tuple(b for b in blocks if b.groups == 2)
-    return min(map(of, blocks), key=cost)
+    def fits(blocks: Blocks) -> bool:
+        if not alone:
+            return blocks.each == 1
+        # Three groups would spill registers. Both blocks of a group have keys, or it has one.
+        whole = blocks.each == 1 or tiles % (blocks.groups * blocks.each) == 0
+        return blocks.groups == 2 and whole
+
+    tiles = cdiv(problem.keys, TILE)
+    return min(map(of, filter(fits, SIZES[width_of(problem)].blocks)), key=cost)
 
 
 def programs_of(items: int, most: int, device: torch.device) -> int:

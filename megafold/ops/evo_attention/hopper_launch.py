@@ -90,9 +90,11 @@ def backward(
         d_grad_k, d_grad_v = (described(t, boxes.operand) for t in (grad_k, grad_v))
         d_queries, d_keys = (described(t, boxes.beside) for t in (queries, keys))
         of_q = _row_strides(grad_q)
+        d_bias = described(read, boxes.bias)
+        d_grad_bias = described(grad_bias, boxes.bias) if plan.alone else d_bias
         _of_all(problem, q.dtype, device, scale, mask is not None, of_q)(
-            d_q, d_k, d_v, d_grad, d_queries, d_keys, described(read, boxes.bias),
-            d_grad_k, d_grad_v, beyond, grad_q, grad_bias if plan.alone else acc, acc,
+            d_q, d_k, d_v, d_grad, d_queries, d_keys, d_bias, d_grad_k, d_grad_v, d_grad_bias,
+            beyond, grad_q, acc,
         )  # fmt: skip
         if plan.ranges > 1:
             _add_ranges(problem, q.dtype, device, scale, of_q)(acc, grad_q)
@@ -295,10 +297,12 @@ def _of_forward(
     groups = cdiv(problem.rows_per_bias, sizes.rows)
     blocks_q = cdiv(problem.queries, TILE)
     items = blocks_q * problem.heads * groups * problem.biases
+    programs = programs_of(items, sizes.programs, device)
+    fewer = sizes.rows == 1 and programs <= (sizes.programs - 1) * multiprocessors(device)
     constants = {
         "HAS_MASK": mask is not None,
         "ROWS": sizes.rows,
-        "STAGES": sizes.stages,
+        "STAGES": sizes.stages + fewer,  # in the memory of a program that does not run
         "REGISTERS": sizes.registers,
         "WIDTH": width,
         "TILE": TILE,
@@ -319,7 +323,6 @@ def _of_forward(
         problem.keys,
         scale,
     )
-    programs = programs_of(items, sizes.programs, device)
     options = {"num_warps": 4, **({"maxnreg": sizes.maxnreg} if sizes.maxnreg else {})}
     return Launcher(hopper_forward_kernel, programs, numbers, constants, options)
 
@@ -345,8 +348,9 @@ def _of_all(
         "TOGETHER": at_once(problem, device) == problem.heads,
         "SPLIT": plan.ranges > 1,
         "AGAIN": plan.walks_each > 1,
-        "PARTIAL": cdiv(problem.keys, TILE) % blocks.groups > 0,
+        "PARTIAL": cdiv(problem.keys, TILE) % (blocks.groups * blocks.each) > 0,
         "GROUPS": blocks.groups,
+        "EACH": blocks.each,
         "STAGES": blocks.stages,
         "SLICES": blocks.slices,
         "REGISTERS": blocks.registers,

@@ -91,6 +91,7 @@ HOPPER = (
     (TOKENS, TOKENS, 4, 64),
     (1024, 1024, 4, 32),
     (1, 2048, 16, 32),
+    (1, 1536, 16, 24),  # two blocks of keys a group; three programs a multiprocessor forward
 )
 
 
