@@ -20,6 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("entry", help="a bundled entry, see `megafold samples`")
     parser.add_argument("--tokens", type=int, nargs="+", required=True, help="of the crops")
+    parser.add_argument(
+        "--alignment", type=int, metavar="ROWS",
+        help="rows of alignment, drawn at random (default: the entry's own)",
+    )  # fmt: skip
     parser.add_argument("--model", default="small", help="configuration (default: small)")
     parser.add_argument(
         "--impl", nargs="+", help="default: megafold, eager and, of steps not captured, compile"
@@ -48,7 +52,7 @@ def _bench_step(args: argparse.Namespace) -> int:
     import megafold
     from megafold import data
     from megafold.bench import records
-    from megafold.bench.training import IMPLEMENTATIONS, step_costs
+    from megafold.bench.training import IMPLEMENTATIONS, step_costs, with_alignment
     from megafold.model.config import config_from_name
 
     try:
@@ -60,6 +64,8 @@ def _bench_step(args: argparse.Namespace) -> int:
         if unknown:
             raise ValueError(f"unknown implementation {unknown}; choose from {IMPLEMENTATIONS}")
         crops = [data.example_batch(args.entry.upper(), crop=n) for n in args.tokens]
+        if args.alignment is not None:
+            crops = [with_alignment(crop, args.alignment) for crop in crops]
     except (OSError, ValueError) as error:
         print(f"megafold bench-step: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from megafold import ops
 from megafold.bench import measure, memory
 from megafold.bench.records import Environment, Record, environment
 from megafold.data.batch import Batch
+from megafold.data.constants import NUM_RESTYPES
 from megafold.model import CONFIGS, AlphaFold3
 from megafold.model.blocks import Blocks
 from megafold.model.capture import PLAIN_CALLS
@@ -37,8 +38,8 @@ def step_costs(
     """Time and peak memory of a training step on each batch, with one fresh model.
 
     A step is forward, backward and update, and every step draws the same numbers. All rows
-    carry one date; the shape of a row says the configuration, whether blocks are recomputed, and
-    the number of tokens.
+    carry one date; the shape of a row says the configuration, whether blocks are recomputed,
+    the number of tokens N and, where there are more than the query's, of alignment rows M.
 
     Args:
         batches: on any device.
@@ -78,6 +79,30 @@ def step_costs(
         with _operators(implementation):
             cost = _step_cost(trainer, batch.to(device), device, seconds, implementation, around)
         yield cost
+
+
+def with_alignment(batch: Batch, rows: int) -> Batch:
+    """The batch with so many rows of alignment, below the query's drawn at random.
+
+    What they say changes nothing about what a step costs.
+
+    Raises:
+        ValueError: fewer than one row.
+    """
+    if rows < 1:
+        raise ValueError(f"an alignment has at least 1 row, the query; got {rows}")
+    generator = torch.Generator().manual_seed(SEED)
+    query = batch.msa[:1].cpu()
+    drawn = torch.randint(NUM_RESTYPES, (rows - 1, query.shape[1]), generator=generator)
+    device = batch.msa.device
+    none = torch.zeros(rows, query.shape[1], device=device)
+    return replace(
+        batch,
+        msa=torch.cat([query, drawn]).to(device),
+        msa_mask=batch.token_mask.expand(rows, -1).contiguous(),
+        has_deletion=none,
+        deletion_value=none.clone(),
+    )
 
 
 def compile_blocks(model: AlphaFold3) -> None:
@@ -123,7 +148,9 @@ def _step_cost(
     if trainer.config.captured:
         for _ in range(PLAIN_CALLS + 1):  # the last of which is recorded
             step()
+    rows = min(len(batch.msa), config.msa_rows)
     how = " checkpointed" * config.checkpointing + " captured" * trainer.config.captured
+    how += f" M{rows}" if rows > 1 else ""
     timing = measure.time_call(step, device, seconds=seconds, min_repeats=2)
     # The last step's gradients would be released inside the next one and blur its peak.
     trainer.model.zero_grad(set_to_none=True)

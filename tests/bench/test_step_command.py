@@ -27,6 +27,13 @@ def test_the_cost_of_a_step_is_printed_and_kept_beside_its_peers(tmp_path, capsy
     assert len({row["date"] for row in kept}) == 1
 
 
+def test_an_alignment_is_drawn_and_named(tmp_path):
+    arguments = [*STEP, "--tokens", "8", "--impl", "megafold", "--alignment", "5"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    (row,) = rows(tmp_path / "cpu" / "train_step.csv")
+    assert row["shape"] == "tiny checkpointed M5 N8"
+
+
 def test_a_step_too_large_for_memory_is_said_and_others_are_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device: 20_000_000)
     arguments = [*STEP, "--tokens", "64", "4", "--impl", "megafold"]
@@ -43,6 +50,7 @@ def test_bad_arguments_of_the_cost_are_one_sentence_on_stderr(capsys):
         (["--tokens", "8", "--impl", "jit"], "unknown implementation ['jit']"),
         (["--tokens", "8", "--model", "huge"], "unknown model configuration 'huge'"),
         (["--tokens", "0"], "crop"),
+        (["--tokens", "8", "--alignment", "0"], "an alignment has at least 1 row"),
         (["--tokens", "8", "--captured"], "captured steps need a GPU"),
     ):
         assert cli.main([*STEP, *arguments]) == 2
