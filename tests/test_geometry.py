@@ -8,9 +8,11 @@ from Bio.SVDSuperimposer import SVDSuperimposer
 
 from megafold.geometry import (
     centre_random_augmentation,
+    distances,
     random_rotations,
     weighted_rigid_align,
 )
+from tests.numerics import DEVICE
 
 
 def generator() -> torch.Generator:
@@ -81,3 +83,14 @@ def test_autocast_rounds_no_coordinates():
         got = placed()
     for one, two in zip(got, expected, strict=True):
         assert torch.equal(one, two)
+
+
+def test_distances_are_exact_far_from_the_origin_and_have_a_gradient_where_they_are_none():
+    a = (torch.randn(7, 3, generator=torch.Generator().manual_seed(4)) + 1000.0).to(DEVICE)
+    a.requires_grad_()
+    b = torch.cat([a.detach()[:2], a.detach() + 1.0])
+    found = distances(a.expand(2, 7, 3), b)
+    exact = (a.double()[:, None] - b.double()).square().sum(-1).sqrt()
+    torch.testing.assert_close(found, exact.float().expand(2, 7, 9))
+    found.sum().backward()
+    assert a.grad.isfinite().all()
