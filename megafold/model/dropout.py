@@ -55,9 +55,3 @@ def shared_mask(x: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
 def dropout_mask(x: torch.Tensor, rate: float, dim: int, training: bool) -> torch.Tensor | None:
     """What dropout that is the same all along ``dim`` multiplies x by; None where it is off."""
     return shared_mask(x, rate, dim) if training and rate > 0.0 else None
-
-
-def dropout_shared(x: torch.Tensor, rate: float, dim: int, training: bool) -> torch.Tensor:
-    """Dropout whose mask is the same all along ``dim`` (row- and column-wise dropout)."""
-    mask = dropout_mask(x, rate, dim, training)
-    return x if mask is None else x * mask

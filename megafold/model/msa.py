@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import one_hot
 
+from megafold import ops
 from megafold.model.blocks import Blocks
 from megafold.model.config import ModelConfig
-from megafold.model.dropout import dropout_shared
+from megafold.model.dropout import dropout_mask
 from megafold.model.primitives import LayerNormLinear, Transition, linear
 from megafold.model.triangle import PairStack
 
@@ -53,8 +54,19 @@ class PairWeightedAveraging(nn.Module):
         self.pair_bias = LayerNormLinear(c_z, heads)
         self.linear_out = linear(heads * c_head, c_m, init="final")
 
-    def forward(self, m: torch.Tensor, z: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-        """m ``[M, N, c_m]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool; returns as m."""
+    def forward(
+        self,
+        m: torch.Tensor,
+        z: torch.Tensor,
+        token_mask: torch.Tensor,
+        dropout: torch.Tensor | None = None,
+        *,
+        residual: bool = False,
+    ) -> torch.Tensor:
+        """m ``[M, N, c_m]``, z ``[N, N, c_z]``, token_mask ``[N]`` bool; returns as m.
+
+        The update of m, times ``dropout`` where there is one; added to m with ``residual``.
+        """
         v, g = self.vg(m).chunk(2, dim=-1)
         logits = self.pair_bias(z)
         never = torch.finfo(logits.dtype).min  # not -inf: of padding alone that is no number
@@ -62,7 +74,8 @@ class PairWeightedAveraging(nn.Module):
         weight = torch.softmax(logits, dim=1)
         v = v.unflatten(-1, (self.heads, -1))
         out = torch.einsum("ijh,sjhc->sihc", weight, v).flatten(-2)
-        return self.linear_out(torch.sigmoid(g) * out)
+        added = m if residual else None
+        return ops.gated_linear(out, g, self.linear_out.weight, added, dropout)
 
 
 class MSABlock(nn.Module):
@@ -94,8 +107,8 @@ class MSABlock(nn.Module):
         """m ``[M, N, c_m]``, z ``[N, N, c_z]``, masks bool; returns both updated."""
         z = z + self.outer_product_mean(m, msa_mask)
         if not self.last:
-            update = self.pair_weighted_averaging(m, z, token_mask)
-            m = m + dropout_shared(update, self.dropout, 0, self.training)
+            mask = dropout_mask(m, self.dropout, 0, self.training)
+            m = self.pair_weighted_averaging(m, z, token_mask, mask, residual=True)
             m = self.transition(m, residual=True)
         return m, self.pair_stack(z, pair_mask)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks, recomputed
-from megafold.model.dropout import dropout_shared, repeating, shared_mask
+from megafold.model.dropout import dropout_mask, repeating, shared_mask
 from megafold.model.embedders import RelativePosition, RelativePositionEncoding
 from megafold.model.msa import OuterProductMean, PairWeightedAveraging
 from megafold.model.triangle import TriangleAttention
@@ -150,11 +150,11 @@ def test_pair_weighted_averaging_ignores_masked_tokens():
 def test_shared_dropout_is_the_same_along_its_axis_and_keeps_the_mean():
     torch.manual_seed(0)
     x = torch.ones(50, 400, 8)
-    dropped = dropout_shared(x, 0.25, 0, training=True)
+    dropped = x * dropout_mask(x, 0.25, 0, training=True)
     assert torch.equal(dropped[0], dropped[7])
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(dropped.mean() - 1.0) < 0.05
-    assert dropout_shared(x, 0.25, 0, training=False) is x
+    assert dropout_mask(x, 0.25, 0, training=False) is None
 
 
 def test_dropout_is_drawn_once_where_a_call_is_repeated():
@@ -184,7 +184,7 @@ def test_a_recomputed_block_has_the_gradient_of_its_own_dropout():
     def block(x):
         calls.append(1)
         torch.rand(len(calls))  # as many other numbers are drawn each time
-        return dropout_shared(x.sin(), 0.5, 1, training=True)
+        return x.sin() * shared_mask(x, 0.5, 1)
 
     out = recomputed(block, x)
     torch.manual_seed(1)

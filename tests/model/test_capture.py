@@ -12,7 +12,7 @@ from torch import nn
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
 from megafold.model.capture import CapturedSteps, _copied_at_once, _Recording, captured
-from megafold.model.dropout import dropout_shared
+from megafold.model.dropout import shared_mask
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
 
@@ -205,7 +205,7 @@ def test_a_recomputed_block_has_the_gradient_of_its_own_dropout_in_each_replay()
     class Recomputing(nn.Module):
         def forward(self, x):
             for _ in range(2):
-                x = recomputed(lambda x: dropout_shared(x.sin(), 0.5, 1, training=True), x)
+                x = recomputed(lambda x: x.sin() * shared_mask(x, 0.5, 1), x)
             return x, x.detach()
 
     module, zeros = Recomputing(), set()
