@@ -1,8 +1,9 @@
-"""LayerNorm + Linear on Hopper GPUs: when gradients come from a kernel of their own, and how.
+"""LayerNorm + Linear on Hopper GPUs: when kernels of its own run, with what sizes, and how.
 
-The kernel (:mod:`~megafold.ops.layer_norm_linear.hopper_backward`) is written in Gluon, Triton's
-language of layouts and warps with roles, which compiles for this chip alone. What it does not take,
-those of :mod:`~megafold.ops.layer_norm_linear.kernels` do.
+The kernels (:mod:`~megafold.ops.layer_norm_linear.hopper_forward`,
+:mod:`~megafold.ops.layer_norm_linear.hopper_backward`) are written in Gluon, Triton's language of
+layouts and warps with roles, which compiles for this chip alone. What they do not take, those of
+:mod:`~megafold.ops.layer_norm_linear.kernels` do.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from megafold.ops.sizes import cdiv, multiprocessors
 from megafold.ops.tuning import is_overridden
 
 CHANNELS = 128
-TILE = 64  # rows of a tile of shared memory, of which there are 14
+TILE = 64  # rows of a tile of shared memory
+TILES = 14  # of those that a program has
 MOST_OUTS = 9 * TILE  # of which the weight leaves three tiles to fetch ahead
 LEAST_OUTS = 129  # up to 128 one program holds all there is
 SLICE = 256  # outputs of a program that sums for the weight
 FEWEST_ROWS = 32_768  # at which it was measured to be faster; of fewer it is not known
-REGISTERS = 208
+REGISTERS = 208  # of a thread that multiplies, in the backward pass
+REGISTERS_FORWARD = {2: 240, 3: 168}  # of a thread, by groups of four warps
 # Of the programs those that sum for the weight, by its tiles: the two kinds then go through the
 # rows at one pace, and what one reads the other finds in L2. The fastest of three to seven shares
 # each on an H100; where they drift apart it takes up to two thirds longer.
@@ -32,9 +35,12 @@ SHARES = {3: 0.5, 4: 0.5, 5: 0.61, 6: 0.61, 7: 0.56, 8: 0.5, 9: 0.5}
 
 @cache
 def has_gluon() -> bool:
-    """Whether this Triton has what the kernel is written in."""
+    """Whether this Triton has what the kernels are written in."""
     try:
-        from megafold.ops.layer_norm_linear import hopper_backward  # noqa: F401
+        from megafold.ops.layer_norm_linear import (  # noqa: F401
+            hopper_backward,
+            hopper_forward,
+        )
     except (ImportError, AttributeError, TypeError):
         return False
     return True
@@ -43,7 +49,7 @@ def has_gluon() -> bool:
 def why_not(
     x: torch.Tensor, outs: int, channels: int, dtype: torch.dtype, kernels: tuple[str, ...]
 ) -> str:
-    """Why the gradients of a call are not Hopper's, in words; empty where they are.
+    """Why a pass of a call is not Hopper's, in words; empty where it is.
 
     Decided from what `explain` knows too; a call may yet be laid out in memory in a way that TMA
     does not read, or ask for some gradients only.
@@ -67,8 +73,35 @@ def why_not(
     return "" if has_gluon() else "this Triton has no Gluon for it"
 
 
+class Forward(NamedTuple):
+    """How the forward kernel uses a multiprocessor; tiles and blocks are those of a group."""
+
+    groups: int  # of four warps, each with 64 rows
+    block: int  # tiles of the weight, 64 outputs each, that are multiplied at a time
+    staging: int  # blocks of outputs on their way to memory, at most
+    depth: int  # tiles of x that are fetched ahead, at most
+    together: bool  # groups have the same rows, each its own blocks of outputs
+
+
+FORWARD = Forward(groups=2, block=1, staging=2, depth=2, together=False)
+
+
+@lru_cache(maxsize=256)
+def forward_of(wanted: Forward, outs: int) -> Forward:
+    """What is wanted, or as much of it as the weight leaves room for."""
+    weight, (groups, block, staging, depth, together) = cdiv(outs, TILE), wanted
+    while weight % block > 1:  # what is in no whole block is the last tile, or nothing
+        block //= 2
+    while True:
+        # In tiles of 64 by 64: rows of x, and of the weight, have two.
+        free = 2 * (TILES - weight) - groups * staging * block
+        if free >= 2 * groups:
+            return Forward(groups, block, staging, min(depth, free // (2 * groups)), together)
+        staging, block = (staging - 1, block) if staging > 1 else (1, block // 2)
+
+
 class Plan(NamedTuple):
-    """How the programs are shared out: to the gradient of x, and to groups of rows."""
+    """How programs are shared out in the backward pass: to the gradient of x, to groups of rows."""
 
     for_x: int
     groups: int  # of rows, for each 256 outputs: each a program
@@ -83,6 +116,21 @@ def plan_of(outs: int, device: torch.device) -> Plan:
     programs, slices = multiprocessors(device), cdiv(outs, SLICE)
     groups = max(1, int(programs * SHARES[cdiv(outs, TILE)]) // slices)
     return Plan(programs - groups * slices, groups)
+
+
+def launch_forward(x, norm_weight, norm_bias, weight, bias, out, stats, eps) -> Any:
+    """Fill ``out`` ``[M, O]`` and ``stats``."""
+    plan = forward_of(FORWARD, weight.shape[0])
+    launcher = _forward(
+        plan, x.shape[0], weight.shape[0], eps, x.device, x.dtype,
+        layout(norm_weight), layout(norm_bias), layout(bias),
+    )  # fmt: skip
+    tiles = (
+        described(x, _tile(x.dtype)), described(weight, _tile(x.dtype, TILE)),
+        described(out, _tile(x.dtype, TILE * plan.block)),
+    )  # fmt: skip
+    with on(x.device):
+        return launcher(*tiles, norm_weight, norm_bias, bias, stats)
 
 
 def launch(
@@ -102,10 +150,32 @@ def launch(
 
 
 @cache
-def _tile(dtype: torch.dtype) -> Box:
+def _tile(dtype: torch.dtype, columns: int = CHANNELS) -> Box:
     from triton.experimental.gluon import language as gl
 
-    return box((TILE, CHANNELS), gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+    return box((TILE, columns), gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+
+
+@lru_cache(maxsize=1024)
+def _forward(
+    plan: Forward, rows: int, outs: int, eps: float, device: torch.device, dtype: torch.dtype,
+    *pointers: Layout | None,
+) -> Launcher:  # fmt: skip
+    from triton.experimental.gluon import language as gl
+
+    from megafold.ops.layer_norm_linear.hopper_forward import hopper_forward_kernel
+
+    weight = cdiv(outs, TILE)
+    constants = {
+        "WEIGHT": weight,
+        **{name.upper(): value for name, value in plan._asdict().items()},
+        "REGISTERS": REGISTERS_FORWARD[plan.groups],
+        "HALVES": gl.NVMMASharedLayout(128, 16, rank=2),
+        "LINE": gl.SwizzledSharedLayout(1, 1, 1, [0]),
+    }
+    programs = min(multiprocessors(device), cdiv(rows, TILE))
+    numbers = (rows, outs, weight // plan.block, eps)
+    return Launcher(hopper_forward_kernel, programs, numbers, constants, {"num_warps": 4})
 
 
 @lru_cache(maxsize=1024)

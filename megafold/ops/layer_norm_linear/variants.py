@@ -30,6 +30,7 @@ SHIPPED = (
 
 # Of more outputs than 128: as many as those of the weight leave room for, and the site above.
 ON_HOPPER = ((147456, 128, 576), (147456, 128, 528), (147456, 128, 512), (147456, 128, 256))
+FORWARD_ON_HOPPER = (*ON_HOPPER, (147456, 128, 192))
 
 
 def variants() -> list[KernelVariant]:
@@ -48,15 +49,18 @@ def variants() -> list[KernelVariant]:
 
 
 def _on_hopper() -> list[KernelVariant]:
-    """The kernel that runs on Hopper GPUs alone."""
+    """The kernels that run on Hopper GPUs alone."""
     if not hopper.has_gluon():
         return []
-    found = []
-    for m, channels, outs in ON_HOPPER:
+    launched = []
+    with recording():
         for dtype in HALVES:
-            with recording():
-                launched = variants_of(m, channels, outs, dtype)
-            found += [v for v in launched if v.name.split(".")[1].startswith("hopper")]
+            for sizes in ON_HOPPER:
+                launched += variants_of(*sizes, dtype)
+            for sizes in FORWARD_ON_HOPPER:
+                launched += forward_of(*sizes, dtype, norm=True, bias=False)
+                launched += forward_of(*sizes, dtype, norm=False, bias=True)
+    found = [v for v in launched if v.name.split(".")[1].startswith("hopper")]
     return [replace(v, devices=DEVICES) for v in distinct(found)]
 
 
@@ -82,4 +86,22 @@ def variants_of(m: int, channels: int, outs: int, dtype: torch.dtype) -> list[Ke
         launch.backward(out, *operands, bias, stats, (True,) * 5)
 
     name = f"{str(dtype).removeprefix('torch.')} M{m} C{channels} O{outs}"
+    return recorded(call, name)
+
+
+def forward_of(
+    m: int, channels: int, outs: int, dtype: torch.dtype, *, norm: bool, bias: bool
+) -> list[KernelVariant]:
+    """What the forward pass launches with the norm's parameters, or a bias, or without."""
+
+    def empty(given: bool, *shape: int) -> torch.Tensor | None:
+        return torch.empty(shape, dtype=dtype, device="meta") if given else None
+
+    def call() -> None:
+        norms = empty(norm, channels), empty(norm, channels)
+        weight = empty(True, outs, channels)
+        launch.forward(empty(True, m, channels), *norms, weight, empty(bias, outs), 1e-5)
+
+    given = " ".join(name for name, there in (("norm", norm), ("bias", bias)) if there)
+    name = f"{str(dtype).removeprefix('torch.')} M{m} C{channels} O{outs} {given or 'plain'}"
     return recorded(call, name)
