@@ -20,9 +20,9 @@ from megafold.ops.transition.elementwise import (
 )
 from megafold.ops.transition.launch import Problem
 
-# The library may add up all terms of a product in fp32 one by one, and the error grows with how many
-# one sum takes. Eager's narrower products it may split in parts by itself. So it is given no fewer
-# than these at a time, in so many parts at most.
+# The library may add up all terms of a product in fp32 one by one, and the error grows with how
+# many one sum takes. Eager's narrower products it may split in parts by itself. So it is given no
+# fewer than these at a time, in so many parts at most.
 TERMS = 64
 MOST_PARTS = 4
 
