@@ -243,6 +243,17 @@ def _gated_linear(n: Sizes) -> _Built:
     return arguments, {}, arguments["residual"].shape, 2 * pairs * channels * outs
 
 
+def _gated(n: Sizes) -> _Built:
+    samples, tokens, channels = n["S"], n["N"], n["A"]
+    gates = 1 if "shared" in n else samples
+    arguments = {
+        "x": Argument((samples, tokens, channels), "data"),
+        "gate": Argument((gates, tokens, channels), "data"),
+        "residual": Argument((samples, tokens, channels), "data"),
+    }
+    return arguments, {}, arguments["x"].shape, 0
+
+
 def _transition(n: Sizes) -> _Built:
     rows, channels, hidden = n["M"], n["C"], n["H"]
     arguments = {
@@ -360,6 +371,7 @@ _BUILDERS: dict[str, tuple[str, str, Callable[[Sizes], _Built]]] = {
     "evo_attention": ("B S N H D", "K shared", _evo_attention),
     "layer_norm_linear": ("M C O", "", _layer_norm_linear),
     "gated_linear": ("N C", "O", _gated_linear),
+    "gated": ("S N A", "shared", _gated),
     "transition": ("M C H", "", _transition),
     "triangle_multiplication": ("B N C", "incoming", _triangle_multiplication),
     "triangle_attention": ("B N C H", "D ending", _triangle_attention),
@@ -410,6 +422,13 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "gated_linear": {
         "small": ("N32 C128", "N64 C128"),
         "full": ("N384 C128", "N768 C128"),  # the end of triangle attention
+    },
+    "gated": {
+        "small": ("S4 N64 A128", "S4 N256 A64 shared"),
+        "full": (
+            "S48 N384 A768",  # tokens: the end of attention with pair bias
+            "S48 N9216 A128 shared",  # atoms, whose condition all samples share
+        ),
     },
     "transition": {
         "small": ("M1024 C128 H512", "M4096 C128 H512"),

@@ -53,6 +53,7 @@ KERNEL_MODULES = (
     "megafold.ops.transition.variants",
     "megafold.ops.layer_norm_linear.variants",
     "megafold.ops.gated_linear.variants",
+    "megafold.ops.gated.variants",
     "megafold.ops.adaptive_layer_norm.variants",
     "megafold.ops.triangle_multiplication.variants",
     "megafold.ops.triangle_attention.variants",

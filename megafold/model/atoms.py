@@ -55,7 +55,7 @@ class AtomTransformerBlock(nn.Module):
         mask: torch.Tensor,
         windows: AtomWindows,
     ) -> torch.Tensor:
-        q = q + self.attention_pair_bias(q, p, mask, c, windows)
+        q = self.attention_pair_bias(q, p, mask, c, windows, residual=q)
         return self.transition(q, c, residual=True)
 
 

@@ -48,18 +48,20 @@ class AttentionPairBias(nn.Module):
         mask: torch.Tensor,
         s: torch.Tensor | None = None,
         windows: AtomWindows | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """a ``[S, N, c_a]``, mask ``[N]`` bool, s ``[S or 1, N, c_s]``; returns as ``a``.
 
-        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``.
+        pair is ``[N, N, c_pair]``, or ``[W, 32, 128, c_pair]`` with ``windows``; the update is
+        added to ``residual`` ``[S, N, c_a]`` where it is given.
         """
         q, k, v, g = self._project(a, s)
         out = self.attend(q, k, v, self.bias_of(pair), mask, windows)
         # Not `ops.gated_linear`, whose kernels take 128 channels at most: tokens have more.
-        out = self.linear_out(torch.sigmoid(g) * out)
+        out = self.linear_out(ops.gated(out, g))
         if self.conditioned:
-            out = torch.sigmoid(self.linear_scale(s)) * out
-        return out
+            return ops.gated(out, self.linear_scale(s), residual)
+        return out if residual is None else residual + out
 
     def attend(
         self,

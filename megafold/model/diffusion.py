@@ -91,7 +91,7 @@ class DiffusionTransformerBlock(nn.Module):
         z: torch.Tensor,
         token_mask: torch.Tensor,
     ) -> torch.Tensor:
-        a = a + self.attention_pair_bias(a, z, token_mask, s)
+        a = self.attention_pair_bias(a, z, token_mask, s, residual=a)
         return self.transition(a, s, residual=True)
 
 

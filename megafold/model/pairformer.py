@@ -27,7 +27,8 @@ class PairformerBlock(nn.Module):
         self, s: torch.Tensor, z: torch.Tensor, token_mask: torch.Tensor, pair_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.pair_stack(z, pair_mask)
-        s = s + self.attention_pair_bias(s.unsqueeze(0), z, token_mask).squeeze(0)
+        one = s.unsqueeze(0)
+        s = self.attention_pair_bias(one, z, token_mask, residual=one).squeeze(0)
         return self.transition(s, residual=True), z
 
 

@@ -8,6 +8,7 @@ implementation is held to; in the dtype at hand it is the eager baseline of the 
 from megafold.ops.adaptive_layer_norm.reference import reference as adaptive_layer_norm
 from megafold.ops.conditioned_transition.reference import reference as conditioned_transition
 from megafold.ops.evo_attention.reference import reference as evo_attention
+from megafold.ops.gated.reference import reference as gated
 from megafold.ops.gated_linear.reference import reference as gated_linear
 from megafold.ops.layer_norm_linear.reference import reference as layer_norm_linear
 from megafold.ops.transition.reference import reference as transition
@@ -18,6 +19,7 @@ __all__ = [
     "adaptive_layer_norm",
     "conditioned_transition",
     "evo_attention",
+    "gated",
     "gated_linear",
     "layer_norm_linear",
     "transition",

@@ -20,6 +20,7 @@ SMALL = {
     "evo_attention": "B1 S2 N9 H1 D16",
     "layer_norm_linear": "M20 C16 O20",
     "gated_linear": "N4 C16",
+    "gated": "S4 N4 A16 shared",
     "transition": "M20 C16 H32",
     "triangle_multiplication": "B1 N4 C16",
     "adaptive_layer_norm": "S2 N3 A16 C16",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from megafold import ops
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks, recomputed
 from megafold.model.dropout import dropout_mask, repeating, shared_mask
@@ -15,6 +17,7 @@ from megafold.model.msa import OuterProductMean, PairWeightedAveraging
 from megafold.model.triangle import TriangleAttention
 from megafold.model.windows import AtomWindows
 from tests.model.seeds import seeded
+from tests.numerics import DEVICE
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
@@ -78,6 +81,21 @@ def test_windowed_attention_is_full_attention_with_a_band_mask():
         band = mask & (index >= start[atom] - 48) & (index < start[atom] + 80)
         expected = block(a, pair, band, s)[:, atom]
         torch.testing.assert_close(got[:, atom], expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("c_s", [None, 6], ids=["plain", "conditioned"])
+def test_attention_adds_its_update_to_the_residual_it_is_given(c_s, backend):
+    block = randomise(AttentionPairBias(16, 4, 2, c_s=c_s)).float().to(DEVICE)
+    a, residual, pair = (
+        draw(*shape).float().to(DEVICE) for shape in ((3, 5, 16), (3, 5, 16), (5, 5, 4))
+    )
+    mask = torch.tensor([True, True, False, True, True], device=DEVICE)
+    s = None if c_s is None else draw(1, 5, c_s).float().to(DEVICE)
+    with ops.use("torch"):
+        expected = residual + block(a, pair, mask, s)
+    with ops.use(backend):
+        torch.testing.assert_close(block(a, pair, mask, s, residual=residual), expected)
 
 
 def test_windows_split_and_merge():

@@ -43,6 +43,12 @@ def gated_linear(x, gate, weight, residual=None, dropout=None):
     return out if residual is None else residual + out
 
 
+def gated(x, gate, residual=None):
+    """Either gate of Algorithm 24, with the residual of Algorithm 23."""
+    out = x / (1 + torch.exp(-gate))
+    return out if residual is None else residual + out
+
+
 def transition(x, norm_weight, norm_bias, weight_gate, weight_value, weight_out, eps=1e-5):
     """Algorithm 11."""
     n = layer_norm(x, norm_weight, norm_bias, eps)

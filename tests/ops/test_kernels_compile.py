@@ -163,6 +163,7 @@ def test_what_does_not_compile_says_why():
         ("evo_attention", "B1 S1 N128 H16 D64"),
         ("layer_norm_linear", "M300 C64 O48"),
         ("gated_linear", "N20 C64 O48"),
+        ("gated", "S4 N40 A64 shared"),
         ("adaptive_layer_norm", "S4 N128 A768 C384"),
         ("triangle_multiplication", "B1 N40 C64"),
     ],

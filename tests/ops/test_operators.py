@@ -16,6 +16,8 @@ CASES = [
     cases.case("evo_attention", "B3 S2 N5 K11 H2 D24 shared"),
     cases.case("layer_norm_linear", "M37 C24 O10"),
     cases.case("gated_linear", "N6 C24 O10"),
+    cases.case("gated", "S2 N9 A16"),
+    cases.case("gated", "S3 N9 A20 shared"),
     cases.case("transition", "M37 C16 H48"),
     cases.case("triangle_multiplication", "B2 N7 C8"),
     cases.case("triangle_multiplication", "B2 N7 C8 incoming"),
@@ -25,11 +27,12 @@ CASES = [
     cases.case("conditioned_transition", "S2 N9 A16 C12 H24"),
     cases.case("conditioned_transition", "S3 N9 A16 C12 H24 shared"),
 ]
-WITHOUT_NORM = ("evo_attention", "gated_linear")
+WITHOUT_NORM = ("evo_attention", "gated_linear", "gated")
 LARGER = [
     cases.case("evo_attention", "B1 S17 N33 H4 D32"),
     cases.case("layer_norm_linear", "M1025 C128 O16"),
     cases.case("gated_linear", "N33 C64"),
+    cases.case("gated", "S3 N65 A96 shared"),
     cases.case("transition", "M257 C64 H256"),
     cases.case("triangle_multiplication", "B1 N33 C32"),
     cases.case("triangle_attention", "B1 N33 C32 H2"),
@@ -175,7 +178,7 @@ def test_autocast_is_like_casting_what_pytorch_would_cast(case):
         out = case.run(inputs)
     # Where there is a residual it stays in fp32; the others end in a matrix product (or multiply
     # two of them), which autocast returns in bf16, or are rounded to it.
-    adds_to_fp32 = case.op in ("gated_linear", "triangle_attention")
+    adds_to_fp32 = case.op in ("gated_linear", "gated", "triangle_attention")
     assert out.dtype == (torch.float32 if adds_to_fp32 else torch.bfloat16)
     exact = accuracy.exact_results(case, inputs)["output"]
     error, _ = accuracy.relative_errors(out, exact)
@@ -205,6 +208,7 @@ def test_autocast_takes_mixed_dtypes_and_nothing_else_does(case):
         ("layer_norm_linear", "M3 C8 O0"),
         ("gated_linear", "N0 C8"),
         ("gated_linear", "N3 C8 O0"),
+        ("gated", "S0 N4 A8 shared"),
         ("transition", "M0 C8 H16"),
         ("triangle_multiplication", "B0 N4 C8"),
         ("triangle_multiplication", "B1 N0 C8"),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from megafold.ops.gated.library import as_last
 from megafold.ops.keeping import register_keeping
 from megafold.ops.registration import Passes, has_gradient, register
 from megafold.ops.transition import launch, passes
@@ -242,8 +243,4 @@ def gated_transition(
 
 def as_period(a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What broadcasts to a, contiguous and with as many of its last dimensions as are needed."""
-    while scale.dim() > 1 and scale.shape[0] == 1:
-        scale = scale[0]
-    if scale.shape != a.shape[a.dim() - scale.dim() :]:  # 1 between others: not one period
-        scale = scale.expand(a.shape)
-    return scale.contiguous()
+    return as_last(a, scale).contiguous()
