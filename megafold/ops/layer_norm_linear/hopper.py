@@ -25,6 +25,8 @@ MOST_OUTS = 9 * TILE  # of which the weight leaves three tiles to fetch ahead
 LEAST_OUTS = 129  # up to 128 one program holds all there is
 SLICE = 256  # outputs of a program that sums for the weight
 FEWEST_ROWS = 32_768  # at which it was measured to be faster; of fewer it is not known
+# Beyond, of more than two blocks of outputs, stores from registers are the faster on an H100.
+MOST_ROWS_FORWARD = 2**18
 REGISTERS = 208  # of a thread that multiplies, in the backward pass
 REGISTERS_FORWARD = {2: 240, 3: 168}  # of a thread, by groups of four warps
 # Of the programs those that sum for the weight, by its tiles: the two kinds then go through the
@@ -49,7 +51,7 @@ def has_gluon() -> bool:
 def why_not(
     x: torch.Tensor, outs: int, channels: int, dtype: torch.dtype, kernels: tuple[str, ...]
 ) -> str:
-    """Why a pass of a call is not Hopper's, in words; empty where it is.
+    """Why the gradients of a call are not Hopper's, in words; empty where they are.
 
     Decided from what `explain` knows too; a call may yet be laid out in memory in a way that TMA
     does not read, or ask for some gradients only.
@@ -73,6 +75,15 @@ def why_not(
     return "" if has_gluon() else "this Triton has no Gluon for it"
 
 
+def why_not_forward(
+    x: torch.Tensor, outs: int, channels: int, dtype: torch.dtype, kernels: tuple[str, ...]
+) -> str:
+    """The same of the forward pass."""
+    if outs > SLICE and x.numel() // channels > MOST_ROWS_FORWARD:
+        return f"more than {MOST_ROWS_FORWARD} rows of more than {SLICE} outputs"
+    return why_not(x, outs, channels, dtype, kernels)
+
+
 class Forward(NamedTuple):
     """How the forward kernel uses a multiprocessor; tiles and blocks are those of a group."""
 
@@ -80,23 +91,22 @@ class Forward(NamedTuple):
     block: int  # tiles of the weight, 64 outputs each, that are multiplied at a time
     staging: int  # blocks of outputs on their way to memory, at most
     depth: int  # tiles of x that are fetched ahead, at most
-    together: bool  # groups have the same rows, each its own blocks of outputs
 
 
-FORWARD = Forward(groups=2, block=1, staging=2, depth=2, together=False)
+FORWARD = Forward(groups=2, block=1, staging=3, depth=2)
 
 
 @lru_cache(maxsize=256)
 def forward_of(wanted: Forward, outs: int) -> Forward:
     """What is wanted, or as much of it as the weight leaves room for."""
-    weight, (groups, block, staging, depth, together) = cdiv(outs, TILE), wanted
+    weight, (groups, block, staging, depth) = cdiv(outs, TILE), wanted
     while weight % block > 1:  # what is in no whole block is the last tile, or nothing
         block //= 2
     while True:
         # In tiles of 64 by 64: rows of x, and of the weight, have two.
         free = 2 * (TILES - weight) - groups * staging * block
         if free >= 2 * groups:
-            return Forward(groups, block, staging, min(depth, free // (2 * groups)), together)
+            return Forward(groups, block, staging, min(depth, free // (2 * groups)))
         staging, block = (staging - 1, block) if staging > 1 else (1, block // 2)
 
 

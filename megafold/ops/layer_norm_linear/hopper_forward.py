@@ -120,22 +120,18 @@ def _fetch_weight(d_weight, s_weight, full_weight, WEIGHT: gl.constexpr, BLOCK: 
 def _forward(
     g: gl.constexpr, d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight, s_out, s_norm, full_x,
     full_weight, rows, outs, blocks, eps, GROUPS: gl.constexpr, WEIGHT: gl.constexpr,
-    BLOCK: gl.constexpr, STAGING: gl.constexpr, DEPTH: gl.constexpr, TOGETHER: gl.constexpr,
-    NORM_WEIGHT: gl.constexpr, NORM_BIAS: gl.constexpr, HALVES: gl.constexpr,
+    BLOCK: gl.constexpr, STAGING: gl.constexpr, DEPTH: gl.constexpr, NORM_WEIGHT: gl.constexpr,
+    NORM_BIAS: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """One group of four warps."""
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK * SIDE, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC, k_width=2)
     REST: gl.constexpr = WEIGHT % BLOCK  # tiles of the weight in no whole block: the last, or none
-    STRIDE: gl.constexpr = GROUPS if TOGETHER else 1  # of a group's blocks
-    OWN: gl.constexpr = g if TOGETHER else 0  # its first
-    gl.static_assert(not TOGETHER or BLOCK == 1)
     dtype: gl.constexpr = s_x.dtype
     o_m = gl.arange(0, ROWS, gl.SliceLayout(1, ACC))
     # Programs take neighbouring rows: what is written at a time lies together.
-    step = gl.num_programs(0) * (ROWS if TOGETHER else GROUPS * ROWS)
-    start = (gl.program_id(0) + (0 if TOGETHER else g * gl.num_programs(0))) * ROWS
-    own = (blocks - OWN + (STRIDE - 1)) // STRIDE
+    step = gl.num_programs(0) * (GROUPS * ROWS)
+    start = (gl.program_id(0) + g * gl.num_programs(0)) * ROWS
     for i in gl.static_range(DEPTH):
         there = start + i * step < rows
         bar = full_x.index(g * DEPTH + i)
@@ -158,16 +154,15 @@ def _forward(
         tma.async_copy_global_to_shared(d_x, [i_row, 0], bar, t_x, pred=more)
         d, in_x = following(d, in_x, DEPTH)
         n = _normal(x, p_stats, s_norm, first + o_m, rows, eps, NORM_WEIGHT, NORM_BIAS, LEFT)
-        acc = _product(n, s_weight, full_weight, OWN * BLOCK, BLOCK, HALVES)
-        for b in range(own - 1):
-            i_o = (OWN + b * STRIDE) * BLOCK
+        acc = _product(n, s_weight, full_weight, 0, BLOCK, HALVES)
+        for b in range(blocks - 1):
             acc, n = warpgroup_mma_wait(0, deps=(acc, n))
-            block = _outputs(acc, p_bias, i_o, outs, dtype)
-            acc = _product(n, s_weight, full_weight, i_o + STRIDE * BLOCK, BLOCK, HALVES)
-            _store(block, d_out, s_out.index(g * STAGING + o), first, i_o, STAGING, HALVES)
+            block = _outputs(acc, p_bias, b * BLOCK, outs, dtype)
+            acc = _product(n, s_weight, full_weight, (b + 1) * BLOCK, BLOCK, HALVES)
+            _store(block, d_out, s_out.index(g * STAGING + o), first, b * BLOCK, STAGING, HALVES)
             o = (o + 1) % STAGING
         acc, n = warpgroup_mma_wait(0, deps=(acc, n))
-        last = (OWN + (own - 1) * STRIDE) * BLOCK
+        last = (blocks - 1) * BLOCK
         block = _outputs(acc, p_bias, last, outs, dtype)
         if REST:
             acc = _product(n, s_weight, full_weight, WEIGHT - 1, 1, HALVES)
@@ -199,7 +194,6 @@ def hopper_forward_kernel(
     BLOCK: gl.constexpr,  # tiles that are multiplied at a time; one at most is in no whole block
     STAGING: gl.constexpr,  # blocks of outputs on their way, for each group
     DEPTH: gl.constexpr,  # tiles of x that are fetched ahead, for each group
-    TOGETHER: gl.constexpr,  # groups have the same rows, each its own blocks of outputs
     REGISTERS: gl.constexpr,  # of a thread
     HALVES: gl.constexpr,  # layout in shared memory of columns by 64
     LINE: gl.constexpr,  # and of 128 numbers
@@ -226,13 +220,13 @@ def hopper_forward_kernel(
                 (_forward, (
                     gl.constexpr(0), d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight,
                     s_out, s_norm, full_x, full_weight, rows, outs, blocks, eps, GROUPS, WEIGHT,
-                    BLOCK, STAGING, DEPTH, TOGETHER, gl.constexpr(p_norm_weight is not None),
+                    BLOCK, STAGING, DEPTH, gl.constexpr(p_norm_weight is not None),
                     gl.constexpr(p_norm_bias is not None), HALVES,
                 )),
                 (_forward, (
                     gl.constexpr(1), d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight,
                     s_out, s_norm, full_x, full_weight, rows, outs, blocks, eps, GROUPS, WEIGHT,
-                    BLOCK, STAGING, DEPTH, TOGETHER, gl.constexpr(p_norm_weight is not None),
+                    BLOCK, STAGING, DEPTH, gl.constexpr(p_norm_weight is not None),
                     gl.constexpr(p_norm_bias is not None), HALVES,
                 )),
             ],
@@ -246,19 +240,19 @@ def hopper_forward_kernel(
                 (_forward, (
                     gl.constexpr(0), d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight,
                     s_out, s_norm, full_x, full_weight, rows, outs, blocks, eps, GROUPS, WEIGHT,
-                    BLOCK, STAGING, DEPTH, TOGETHER, gl.constexpr(p_norm_weight is not None),
+                    BLOCK, STAGING, DEPTH, gl.constexpr(p_norm_weight is not None),
                     gl.constexpr(p_norm_bias is not None), HALVES,
                 )),
                 (_forward, (
                     gl.constexpr(1), d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight,
                     s_out, s_norm, full_x, full_weight, rows, outs, blocks, eps, GROUPS, WEIGHT,
-                    BLOCK, STAGING, DEPTH, TOGETHER, gl.constexpr(p_norm_weight is not None),
+                    BLOCK, STAGING, DEPTH, gl.constexpr(p_norm_weight is not None),
                     gl.constexpr(p_norm_bias is not None), HALVES,
                 )),
                 (_forward, (
                     gl.constexpr(2), d_x, d_weight, d_out, p_bias, p_stats, s_x, s_weight,
                     s_out, s_norm, full_x, full_weight, rows, outs, blocks, eps, GROUPS, WEIGHT,
-                    BLOCK, STAGING, DEPTH, TOGETHER, gl.constexpr(p_norm_weight is not None),
+                    BLOCK, STAGING, DEPTH, gl.constexpr(p_norm_weight is not None),
                     gl.constexpr(p_norm_bias is not None), HALVES,
                 )),
             ],

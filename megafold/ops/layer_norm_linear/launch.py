@@ -116,11 +116,11 @@ def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
     lines = [f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items()]
     if why is None:
         if hopper.is_hopper(x.device) and not is_held(problem):
-            for what, kernels in (("output", (FORWARD,)), ("gradients", GRADIENTS)):
-                not_there = hopper.why_not(
-                    x, problem.outs, problem.channels, weight.dtype, kernels
-                )  # fmt: skip
-                lines.append(f"layer_norm_linear.hopper: {what} {in_words(not_there)}")
+            sizes = problem.outs, problem.channels, weight.dtype
+            output = hopper.why_not_forward(x, *sizes, (FORWARD,))
+            gradients = hopper.why_not(x, *sizes, GRADIENTS)
+            lines.append(f"layer_norm_linear.hopper: output {in_words(output)}")
+            lines.append(f"layer_norm_linear.hopper: gradients {in_words(gradients)}")
         return tuple(lines)
     return (f"products by torch ({why}), between", *(f"  {line}" for line in lines))
 
@@ -143,7 +143,7 @@ def forward(
     norm_weight, norm_bias, bias = packed(norm_weight), packed(norm_bias), packed(bias)
     if is_fused(weight):
         out = torch.empty((flat.shape[0], outs), dtype=weight.dtype, device=x.device)
-        why_not = hopper.why_not(flat, outs, channels, weight.dtype, (FORWARD,))
+        why_not = hopper.why_not_forward(flat, outs, channels, weight.dtype, (FORWARD,))
         on_hopper = not why_not and readable(flat, weight)
         run = hopper.launch_forward if on_hopper else launch_forward
         run(flat, norm_weight, norm_bias, weight, bias, out, stats, eps)
