@@ -67,7 +67,7 @@ def _operands(
 
 
 @gluon.jit
-def _step(
+def step(
     dk, dv, b_k, b_v, b_k_rest, b_v_rest, b_ke, b_c, t_q, t_do, t_e, t_bias, t_ds,
     bar_logits, full_logits, in_j, factor,
     ALONE: gl.constexpr, USED: gl.constexpr, SLICES: gl.constexpr, SLICE: gl.constexpr,
@@ -183,13 +183,13 @@ def _walk(
                     MIXED_COLUMNS,
                 )  # fmt: skip
             if c == 0:
-                dk, dv = _step(
+                dk, dv = step(
                     dk, dv, b_k, b_v, b_k_rest, b_v_rest, b_ke, b_c, t_q, t_do, t_e, t_bias, t_ds,
                     empty_logits.index(j), full_logits.index(j), in_j, factor, ALONE, USED, SLICES,
                     SLICE, TILE, LOGITS, LEFT_ACC,
                 )  # fmt: skip
             else:
-                other_dk, other_dv = _step(
+                other_dk, other_dv = step(
                     other_dk, other_dv, b_k, b_v, b_k_rest, b_v_rest, b_ke, b_c, t_q, t_do, t_e,
                     t_bias, t_ds, empty_logits.index(j), full_logits.index(j), in_j, factor, ALONE,
                     USED, SLICES, SLICE, TILE, LOGITS, LEFT_ACC,
