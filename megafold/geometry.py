@@ -106,6 +106,6 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     From differences of coordinates: by the product of the two, which ``torch.cdist`` takes by
     default, points far from the origin lose digits.
     """
-    if a.is_cuda:  # there cdist has a block of threads for each pair: fifty times as long
+    if a.is_cuda:  # there cdist has a block of threads for each pair: 1.6 ms for 3,088 by 384
         return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), dim=-1)
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
