@@ -7,7 +7,7 @@ ARGS ?=
 BIN := $(CURDIR)/.venv/bin
 export PYTHON
 # Files of tests run side by side, each on one thread; ARGS="-n 0" has them one after another.
-PROCESSES := -n logical --maxprocesses 4 --dist loadfile
+PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Runs a command so that it, and the shell commands of notebooks, find `megafold` and `python`.
 WITH_VENV := PATH="$(BIN):$$PATH"
 

@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; put what needs a browser last.
 
     The browser opens a notebook that uses a model which an earlier notebook's test has trained.
-    Where tests run in several processes, those of a file stay together, the longest files come
-    first, and the browser's are among the shortest.
+    Where tests run in several processes, those of a file stay together, and files come in their
+    order: by the number of tests, as xdist has it, few long ones would come last, and alone.
     """
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
     if torch.cuda.is_available():
