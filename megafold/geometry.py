@@ -13,6 +13,10 @@ import torch
 
 P = ParamSpec("P")
 
+# Of eigenvalues that differ by less than a part in 10^8 several are left, each as good as the other
+# to within that part.
+_SQUARES = 28
+
 
 def without_autocast(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
     """Coordinates are multiplied in their own precision, whatever the model's autocast says.
@@ -38,7 +42,12 @@ def sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
 def random_rotations(count: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform rotations ``[count, 3, 3]`` float32 on the CPU, from random unit quaternions."""
     q = torch.randn(count, 4, generator=generator)
-    w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
+    return _rotations(torch.nn.functional.normalize(q, dim=-1))
+
+
+def _rotations(quaternions: torch.Tensor) -> torch.Tensor:
+    """``[..., 3, 3]`` of unit quaternions ``[..., 4]``, the real part first."""
+    w, x, y, z = quaternions.unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
         2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
@@ -81,23 +90,46 @@ def weighted_rigid_align(
     """Algorithm 28: ``mobile`` moved rigidly onto ``target``; mirror images are not allowed.
 
     mobile and target ``[S, A, 3]``, weight ``[A]`` or ``[S, A]``, zero where an atom does not
-    count. Carries no gradient. Float32 whatever the input. Raises ``FloatingPointError`` for
-    coordinates that are not finite.
+    count. Carries no gradient. Float32 whatever the input. NaN where coordinates are not finite.
     """
     mobile, target, weight = mobile.float(), target.float(), weight.float()[..., None]
     total = weight.sum(-2, keepdim=True).clamp(min=1e-8)
     mean_m = (mobile * weight).sum(-2, keepdim=True) / total
     mean_t = (target * weight).sum(-2, keepdim=True) / total
     covariance = ((target - mean_t) * weight).transpose(-1, -2) @ (mobile - mean_m)
-    try:
-        u, _, vh = torch.linalg.svd(covariance)
-    except torch.linalg.LinAlgError as error:
-        raise FloatingPointError("cannot superpose coordinates that are not finite") from error
-    # A reflection would fit better than any rotation: flip the least important axis.
-    flip = torch.ones_like(u[..., 0])
-    flip[..., 2] = torch.linalg.det(u @ vh).sign()
-    rotation = (u * flip[..., None, :]) @ vh
-    return (mobile - mean_m) @ rotation.transpose(-1, -2) + mean_t
+    return (mobile - mean_m) @ best_rotations(covariance).transpose(-1, -2) + mean_t
+
+
+@without_autocast
+def best_rotations(covariance: torch.Tensor) -> torch.Tensor:
+    """The rotation R for which ``trace(R^T C)`` is largest, of each C ``[..., 3, 3]``.
+
+    By Horn (1987): its quaternion is the eigenvector of the largest eigenvalue of a symmetric 4 by
+    4 matrix. That is squared over and over, in float64, until nothing else is left of it: the
+    decompositions of ``torch.linalg`` have the host wait for the GPU, to ask if they converged,
+    and cannot be recorded in a CUDA graph. The dtype is that of C; of no C but zero R is identity.
+    """
+    (xx, yx, zx), (xy, yy, zy), (xz, yz, zz) = (
+        row.unbind(-1) for row in covariance.double().unbind(-2)
+    )
+    rows = [
+        xx + yy + zz, yz - zy, zx - xz, xy - yx,
+        yz - zy, xx - yy - zz, xy + yx, zx + xz,
+        zx - xz, xy + yx, yy - xx - zz, yz + zy,
+        xy - yx, zx + xz, yz + zy, zz - xx - yy,
+    ]  # fmt: skip
+    matrix = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
+    size = torch.linalg.matrix_norm(matrix, keepdim=True).clamp(min=1e-300)
+    # No eigenvalue is negative any more; the largest is 1 to 2.
+    matrix = matrix / size + torch.eye(4, dtype=torch.float64, device=matrix.device)
+    for i in range(_SQUARES):
+        matrix = matrix @ matrix
+        if i % 4 == 3:
+            matrix = matrix / matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    # Its columns are multiples of the eigenvector, the longest that with the largest diagonal.
+    longest = matrix.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    quaternion = torch.take_along_dim(matrix, longest, dim=-1).squeeze(-1)
+    return _rotations(torch.nn.functional.normalize(quaternion, dim=-1)).to(covariance.dtype)
 
 
 def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

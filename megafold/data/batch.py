@@ -98,6 +98,14 @@ class Batch:
         """Number of atoms, padding included."""
         return self.atom_to_token.shape[0]
 
+    def for_model(self) -> Batch:
+        """The same without what only losses read, whose sizes differ from crop to crop."""
+        return replace(self, **_emptied(self, TRUTH_FIELDS), symmetric_atoms=())
+
+    def for_losses(self) -> Batch:
+        """The same without what only the model reads: alignment, templates and conformers."""
+        return replace(self, **_emptied(self, MODEL_FIELDS), symmetric_atoms=())
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
         tensors = {name: getattr(self, name).to(device) for name in TENSOR_FIELDS}
@@ -108,6 +116,23 @@ class Batch:
 TENSOR_FIELDS = tuple(
     f.name for f in fields(Batch) if f.name not in ("symmetric_atoms", "resolution", "layout")
 )
+
+# What the model's forward never reads, and what losses never do once the truth has its names.
+TRUTH_FIELDS = (
+    "positions", "resolved", "copy_positions", "copy_resolved", "frame_atoms", "frame_mask",
+    "ligand_bonds",
+)  # fmt: skip
+MODEL_FIELDS = (
+    "token_bonds", "msa", "msa_mask", "has_deletion", "deletion_value", "profile", "deletion_mean",
+    "template_mask", "template_restype", "template_pseudo_beta_mask",
+    "template_backbone_frame_mask", "template_distogram", "template_unit_vector", "ref_pos",
+    "ref_mask", "ref_element", "ref_charge", "ref_atom_name_chars", "ref_space_uid",
+    "copy_positions", "copy_resolved",
+)  # fmt: skip
+
+
+def _emptied(batch: Batch, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {name: getattr(batch, name)[:0] for name in names}
 
 
 def make_batch(

@@ -20,11 +20,19 @@ def superpose(mobile: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) ->
     """``mobile`` moved rigidly onto ``target`` by the atoms in ``mask``; no mirror images.
 
     mobile ``[..., A, 3]``, target ``[A, 3]`` (angstrom), mask ``[A]`` bool; returns as mobile.
+    Raises ``FloatingPointError`` for coordinates that are not finite.
     """
     check_points(mobile, target, mask)
+    check_finite(mobile, target)
     flat = mobile.reshape(-1, *mobile.shape[-2:])
     moved = weighted_rigid_align(flat, target.expand_as(flat), mask.float())
     return moved.reshape(mobile.shape)
+
+
+def check_finite(*coordinates: torch.Tensor) -> None:
+    """Raise ``FloatingPointError`` unless all coordinates are numbers."""
+    if not all(bool(torch.isfinite(x).all()) for x in coordinates):
+        raise FloatingPointError("cannot superpose coordinates that are not finite")
 
 
 def rmsd(mobile: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -53,6 +61,7 @@ def tm_score(
         NaN where fewer than 3 residues are known, of which no superposition is defined.
     """
     check_points(predicted, true, mask)
+    check_finite(predicted, true)
     flat = predicted.reshape(-1, *predicted.shape[-2:])
     known = int(mask.sum())
     length = known if length is None else length

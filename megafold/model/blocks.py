@@ -14,8 +14,23 @@ from megafold import ops
 from megafold.model.dropout import repeating
 
 
-def recomputed(function: Callable[..., Any], *args: Any) -> Any:
+class Bound(nn.Module):
+    """A function that uses a module as a module itself, which is what ``functional_call`` takes."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        # In a function of its own: as an attribute a module would be a second submodule.
+        self.call = lambda *inputs: function(*inputs)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.call(*inputs)
+
+
+def recomputed(function: Callable[..., Any], *args: Any, of: nn.Module | None = None) -> Any:
     """Call ``function``, and again in the backward pass: its activations are not kept.
+
+    ``of`` is the module whose parameters it uses, where it is none itself.
 
     The second call has the operators' implementation of the first one, wherever the backward
     pass begins, and dropout's masks. Other draws of it are the same, too, but where a CUDA graph
@@ -23,22 +38,23 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """
     backend, masks = ops.backend(), []
     recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    there = _standing_in(function)
+    module = function if isinstance(function, nn.Module) else of
+    there = {} if module is None else _standing_in(module)
 
     def call(*args: Any) -> Any:
         with ops.use(backend), repeating(masks):
-            return functional_call(function, there, args) if there else function(*args)
+            return (
+                functional_call(Bound(module, function), there, args) if there else function(*args)
+            )
 
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=not recording)
 
 
-def _standing_in(function: Callable[..., Any]) -> dict[str, torch.Tensor]:
+def _standing_in(module: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters of a module, where others stand in for them now: in the second call, too."""
-    if not isinstance(function, nn.Module):
+    if all(isinstance(p, nn.Parameter) for p in module.parameters()):
         return {}
-    if all(isinstance(p, nn.Parameter) for p in function.parameters()):
-        return {}
-    return dict(function.named_parameters())
+    return {f"module.{name}": p for name, p in module.named_parameters()}
 
 
 class Blocks(nn.ModuleList):

@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from megafold.model.blocks import Bound
 from megafold.model.replay import (
     cast_weights,
     copied,
@@ -40,6 +41,7 @@ from megafold.model.replay import (
 )
 
 _steps: ContextVar[CapturedSteps | None] = ContextVar("megafold_captured_steps", default=None)
+_NOTHING = nn.Module()  # what a function without parameters is one of
 PLAIN_CALLS = 1  # before one is recorded: what comes once is not worth it
 
 
@@ -47,11 +49,12 @@ def captured(function: Callable[..., Any], *inputs: Any) -> Any:
     """``function(*inputs)``; inside of :class:`CapturedSteps`, on a GPU, as a graph.
 
     Args:
-        function: a module, or a method of one, whose parameters it uses; it waits for nothing and
-            draws random numbers from torch's own generator of the device only, and those of
-            blocks that are recomputed by ``megafold.model.dropout`` only. It returns tensors as
-            it takes them.
-        inputs: tensors, and tuples and dataclasses with tensors in them.
+        function: a module, a method of one, or a function whose first input is one: whose
+            parameters it uses; or a function without parameters. It waits for nothing and draws
+            random numbers from torch's own generator of the device only, and those of blocks that
+            are recomputed by ``megafold.model.dropout`` only. It returns tensors as it takes them.
+        inputs: tensors, and tuples and dataclasses with tensors in them; what else these hold is
+            as it was when the function was recorded.
     """
     steps = _steps.get()
     if steps is None or not next(tensors(inputs)).is_cuda or torch.compiler.is_compiling():
@@ -80,9 +83,12 @@ class CapturedSteps:
 
     def run(self, function: Callable[..., Any], inputs: tuple) -> Any:
         """See :func:`captured`."""
-        module = function if isinstance(function, nn.Module) else function.__self__
+        is_module = isinstance(function, nn.Module)
+        owners = (function, getattr(function, "__self__", None), inputs[0], _NOTHING)
+        module = next(one for one in owners if isinstance(one, nn.Module))
         grad = torch.is_grad_enabled()
-        name = (id(module), getattr(function, "__name__", ""), grad)
+        called = "" if is_module else f"{function.__module__}.{function.__qualname__}"
+        name = (id(module), called, grad)
         key = surroundings(module, inputs)
         recording = self._recordings.get(name)
         if recording is None or recording.key != key:
@@ -113,7 +119,7 @@ class _Recording:
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad and grad}
         self._parameters = list(trained.values())
         # What autocast would cast one by one, in every call and again where blocks are
-        # recomputed, is cast at once before a replay.
+        # recomputed, is cast at once, first of all.
         cast = cast_weights(module, "cuda")
         self._cast = list(cast.values())
         self._uncast = [module.get_parameter(name) for name in cast]
@@ -125,7 +131,7 @@ class _Recording:
         leaves += [names[f"module.{n}"].requires_grad_() for n in trained]
 
         def call() -> Any:
-            return functional_call(_Bound(module, function), names, self._inputs)
+            return functional_call(Bound(module, function), names, self._inputs)
 
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # One stream for all: autograd runs a backward pass where its forward pass ran.
@@ -133,16 +139,23 @@ class _Recording:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             _prepare(call, leaves)
-        out = recorded(self._forward, stream, call)
+
+        def cast_and_call() -> Any:
+            if self._cast:
+                with torch.no_grad():
+                    torch._foreach_copy_(self._cast, self._uncast)
+            return call()
+
+        out = recorded(self._forward, stream, cast_and_call)
         self._tree = mapped(out, torch.Tensor.detach)
         outputs = tuple(tensors(out))
         self._wanted = [i for i, t in enumerate(outputs) if t.requires_grad]
-        self._grad_outputs, self._gradients = [], [None] * len(leaves)
+        self._grad_outputs, gradients = [], [None] * len(leaves)
         if self._wanted:
             results = [outputs[i] for i in self._wanted]
             self._grad_outputs = [torch.zeros_like(t) for t in results]
             with torch.autocast("cuda", enabled=False):  # which is for forward passes
-                self._gradients = recorded(
+                gradients = recorded(
                     self._backward,
                     stream,
                     lambda: torch.autograd.grad(
@@ -152,22 +165,25 @@ class _Recording:
                 )
         # A method need not use all parameters of its module.
         many = len(self._followed)
-        of_parameters = self._gradients[many:]
+        of_parameters = gradients[many:]
         used = [i for i, gradient in enumerate(of_parameters) if gradient is not None]
         self._parameters = [self._parameters[i] for i in used]
-        self._gradients = [*self._gradients[:many], *(of_parameters[i] for i in used)]
-        owners = [*(self._copies[i] for i in self._followed), *self._parameters]
-        self._dtypes = [owner.dtype for owner in owners]
+        self._of_parameters = _Copies(
+            [of_parameters[i] for i in used], [p.dtype for p in self._parameters]
+        )
+        self._of_inputs = [
+            None if gradient is None else _Copies([gradient], [self._copies[i].dtype])
+            for i, gradient in zip(self._followed, gradients[:many], strict=True)
+        ]
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(tensors(self._tree))
 
     def __call__(self, inputs: tuple) -> Any:
         given = list(tensors(inputs))
-        if self._wanted:
+        out = self.replay(given)
+        if self._wanted:  # the GPU is at work while autograd goes through thousands of parameters
             followed = [given[i] for i in self._followed]
-            out = _Replay.apply(self, given, *followed, *self._parameters)
-        else:
-            out = self.replay(given)
+            out = _Replay.apply(self, out, *followed, *self._parameters)
         places = iter(out)
         return mapped(self._tree, lambda _: next(places))
 
@@ -177,8 +193,6 @@ class _Recording:
         self.turn += 1
         if given:
             torch._foreach_copy_(self._copies, given)
-        if self._cast:
-            torch._foreach_copy_(self._cast, self._uncast)
         self._forward.replay()
         return tuple(t.clone() for t in self._outputs)
 
@@ -203,25 +217,40 @@ class _Recording:
             else:
                 kept.copy_(grads[i])
         self._backward.replay()
-        there = [
-            (g, t) for g, t in zip(self._gradients, self._dtypes, strict=True) if g is not None
-        ]
-        copies = iter(_copied_at_once(there))
-        return [None if g is None else next(copies) for g in self._gradients]
+        # Those of inputs, which are large and soon used up, have memory of their own.
+        of_inputs = [None if one is None else one()[0] for one in self._of_inputs]
+        return of_inputs + self._of_parameters()
 
 
-def _copied_at_once(tensors: list[tuple[torch.Tensor, torch.dtype]]) -> list[torch.Tensor]:
-    """Copies in other dtypes, or the same; those of like dtypes by few kernels, not one each.
+class _Copies:
+    """Copies of tensors in certain dtypes, contiguous, made anew by each call.
 
-    PyTorch takes a list by a few kernels only if all are of one dtype and dense.
+    Few kernels and few places in memory, as each of thousands would cost the host its time:
+    copies of one dtype lie in one memory. PyTorch takes a list by a few kernels only if all are of
+    one dtype and dense.
     """
-    copies = [torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in tensors]
-    alike: dict[Any, list[int]] = {}
-    for i, (tensor, dtype) in enumerate(tensors):
-        alike.setdefault((tensor.dtype, dtype, tensor.is_contiguous()), []).append(i)
-    for places in alike.values():
-        torch._foreach_copy_([copies[i] for i in places], [tensors[i][0] for i in places])
-    return copies
+
+    def __init__(self, tensors: list[torch.Tensor], dtypes: list[torch.dtype]) -> None:
+        self._count = len(tensors)
+        alike: dict[Any, list[int]] = {}
+        for i, (tensor, dtype) in enumerate(zip(tensors, dtypes, strict=True)):
+            key = tensor.dtype, dtype, tensor.device, tensor.is_contiguous()
+            alike.setdefault(key, []).append(i)
+        self._alike = []
+        for (_, dtype, device, _), places in alike.items():
+            # Odd sizes behind all others, so that these begin at whole lines of 16 bytes.
+            places.sort(key=lambda i: tensors[i].numel() % 8 > 0)
+            given = [tensors[i] for i in places]
+            self._alike.append((places, given, [t.numel() for t in given], dtype, device))
+
+    def __call__(self) -> list[torch.Tensor]:
+        copies: dict[int, torch.Tensor] = {}
+        for places, given, sizes, dtype, device in self._alike:
+            memory = torch.empty(sum(sizes), dtype=dtype, device=device).split(sizes)
+            found = [part.view(t.shape) for part, t in zip(memory, given, strict=True)]
+            torch._foreach_copy_(found, given)
+            copies.update(zip(places, found, strict=True))
+        return [copies[i] for i in range(self._count)]
 
 
 def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:
@@ -238,25 +267,11 @@ def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:
             torch.autograd.grad(results, leaves, zeros, allow_unused=True)
 
 
-class _Bound(nn.Module):
-    """A function of a module as a module, which is what ``functional_call`` takes."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        # In a function of its own: as an attribute a module would be a second submodule.
-        self.call = lambda *inputs: function(*inputs)
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.call(*inputs)
-
-
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, recording: _Recording, given: list[torch.Tensor], *followed):
+    def forward(ctx, recording: _Recording, out: tuple[torch.Tensor, ...], *followed):
         ctx.recording = recording
         ctx.set_materialize_grads(False)
-        out = recording.replay(given)
         ctx.turn = recording.turn
         return out
 

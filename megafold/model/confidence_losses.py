@@ -3,7 +3,7 @@
 The targets are worked out from one rolled-out structure and carry no gradient; the loss goes
 into the head only.
 
-Shape letters: N tokens, A atoms, R polymer residues.
+Shape letters: N tokens, A atoms.
 """
 
 from __future__ import annotations
@@ -88,11 +88,12 @@ def lddt_to_residues(x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch
     # A modified residue is tokens of one atom each, and has no CA that is a centre by itself.
     single = torch.zeros_like(batch.token_mask, dtype=torch.long)
     single.index_add_(0, batch.atom_to_token, batch.atom_mask.long())
-    token = ((batch.is_protein | nucleic) & batch.token_mask & (single > 1)).nonzero().squeeze(1)
-    centre = batch.center_atom[token]
-    radius = torch.where(nucleic[token], LDDT_RADIUS_NUCLEIC, LDDT_RADIUS)
-    true = distances(batch.positions, batch.positions[centre])  # [A, R]
-    near = (true < radius) & batch.resolved[:, None] & batch.resolved[centre]
+    residue = (batch.is_protein | nucleic) & batch.token_mask & (single > 1)
+    # Of all tokens, not to wait for how many of them are residues.
+    centre = batch.center_atom
+    radius = torch.where(nucleic, LDDT_RADIUS_NUCLEIC, LDDT_RADIUS)
+    true = distances(batch.positions, batch.positions[centre])  # [A, N]
+    near = (true < radius) & batch.resolved[:, None] & (batch.resolved[centre] & residue)
     near &= torch.arange(batch.num_atoms, device=x.device)[:, None] != centre
     error = (distances(x.float(), x[centre].float()) - true).abs()
     score = sum((error < threshold).float() for threshold in LDDT_THRESHOLDS)

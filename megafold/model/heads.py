@@ -14,7 +14,6 @@ from torch.nn.functional import one_hot
 
 from megafold import ops
 from megafold.geometry import distances
-from megafold.model.capture import captured
 from megafold.model.config import ModelConfig
 from megafold.model.gather import take
 from megafold.model.pairformer import Pairformer
@@ -112,8 +111,7 @@ class ConfidenceHead(nn.Module):
         distance = distances(position, position)
         z = z + self.linear_distance(distance_classes(distance).to(s_inputs.dtype))
         pair_mask = batch.token_mask[:, None] & batch.token_mask[None, :]
-        s, z = captured(self.pairformer, s, z, batch.token_mask, pair_mask)
-        return ConfidenceRepresentation(s, z)
+        return ConfidenceRepresentation(*self.pairformer(s, z, batch.token_mask, pair_mask))
 
     def pae_rows(self, z: torch.Tensor, z_transposed: torch.Tensor) -> torch.Tensor:
         """Logits ``[R, N, bins]`` of the aligned error of rows z ``[R, N, c_z]``."""

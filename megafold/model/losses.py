@@ -31,7 +31,7 @@ from megafold.model.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
-    from megafold.model.heads import ConfidenceRepresentation
+    from megafold.model.heads import ConfidenceRepresentation, DistogramHead
 
 WEIGHT_DIFFUSION, WEIGHT_DISTOGRAM, WEIGHT_CONFIDENCE = 4.0, 0.03, 1e-4
 
@@ -60,10 +60,6 @@ class Losses:
         """All of them, fp32, in their order; without gradient."""
         return torch.stack([value.detach().float() for value in vars(self).values()])
 
-    def as_floats(self) -> dict[str, float]:
-        """Plain numbers by name, for logs."""
-        return dict(zip(vars(self), self.as_tensor().tolist(), strict=True))  # one wait for the GPU
-
 
 def training_loss(
     model: AlphaFold3,
@@ -89,7 +85,6 @@ def training_loss(
     Raises:
         TypeError: ``generator`` is no generator on the CPU.
         ValueError: No atom is resolved, or the model cannot model the batch.
-        FloatingPointError: Coordinates are not finite.
         BatchTooLargeError: The device has not enough memory left.
     """
     check_generator(generator)
@@ -104,20 +99,19 @@ def training_loss(
         # Dropout draws from torch's own generator, which checkpointing replays.
         torch.manual_seed(_draw_seed(generator))
         cycles = int(torch.randint(1, model.config.cycles + 1, (), generator=generator))
-        trunk = model(batch, generator=generator, cycles=cycles)
-        condition = captured(model.diffusion.condition, batch, trunk)
-        x_rollout = rollout(model, batch, trunk, condition, generator)
+        read = batch.for_model()
+        trunk = model(read, generator=generator, cycles=cycles)
+        condition = captured(model.diffusion.condition, read, trunk)
+        x_rollout = rollout(model, read, trunk, condition, generator)
         seen = _seen(model, batch, trunk, x_rollout)  # while the CPU permutes, the GPU has work
         batch = permute_truth(batch, x_rollout)
         x_true, x_noisy, t = _noised_copies(batch, samples, generator)
-        x = captured(model.diffusion, x_noisy, t, batch, trunk.windows, condition)
-        confidence = _confidence(model, seen, batch, x_rollout)
-    weight = noise_weight(t, noise_weighting)
-    mse = (weight * aligned_mse(x, x_true, batch)).mean()
-    bond = (weight * bond_loss(x, batch)).mean()
-    lddt = smooth_lddt_loss(x, batch).mean()
-    bins = model.config.distogram_bins
-    distogram = distogram_loss(model.distogram_head.rows, trunk.z, batch, bins)
+        x = captured(model.diffusion, x_noisy, t, read, trunk.windows, condition)
+        weight = noise_weight(t, noise_weighting)
+        truth = batch.for_losses()
+        mse, bond, lddt = captured(_denoised, x, x_true, weight, truth)
+        distogram = captured(_distogram, model.distogram_head, trunk.z, truth)
+        confidence = _confidence(model, seen, truth, x_rollout)
     judged = confidence.plddt + confidence.pde + confidence.resolved
     total = (
         WEIGHT_DIFFUSION * (mse + stage.bond_weight * bond + lddt)
@@ -132,7 +126,8 @@ def _seen(
 ) -> ConfidenceRepresentation | None:
     if not has_confidence_target(batch):
         return None
-    return model.confidence_head(batch, trunk.s_inputs, trunk.s, trunk.z, x)
+    known = (trunk.s_inputs.detach(), trunk.s.detach(), trunk.z.detach())
+    return captured(model.confidence_head, batch.for_losses(), *known, x)
 
 
 def _confidence(
@@ -141,7 +136,20 @@ def _confidence(
     if seen is None:
         nothing = x.new_zeros(())
         return ConfidenceLosses(nothing, nothing, nothing, nothing)
-    return confidence_losses(model.confidence_head, seen, x, batch)
+    return captured(confidence_losses, model.confidence_head, seen, x, batch)
+
+
+def _denoised(
+    x: torch.Tensor, x_true: torch.Tensor, weight: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses of the noised copies, averaged: of positions and bonds, weighted, and smooth lDDT."""
+    mse = (weight * aligned_mse(x, x_true, batch)).mean()
+    bond = (weight * bond_loss(x, batch)).mean()
+    return mse, bond, smooth_lddt_loss(x, batch).mean()
+
+
+def _distogram(head: DistogramHead, z: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return distogram_loss(head.rows, z, batch, head.linear.out_features)
 
 
 def noise_weight(t: torch.Tensor, weighting: NoiseWeighting = "karras") -> torch.Tensor:

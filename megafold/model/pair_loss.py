@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from megafold.model.blocks import recomputed
@@ -30,7 +31,8 @@ def pair_cross_entropy(
     """Mean cross-entropy over the pairs in ``mask``, 0 if there is none; a scalar.
 
     Args:
-        logits_of: From rows of z and of its transpose to logits; called again for gradients.
+        logits_of: From rows of z and of its transpose to logits; called again for gradients. A
+            method of the module whose parameters it uses, or a function without any.
         z: ``[N, N, c_z]``.
         target: ``[N, N]`` int64, the true bin.
         mask: ``[N, N]`` bool.
@@ -42,9 +44,12 @@ def pair_cross_entropy(
         loss = cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="none")
         return (loss * keep.flatten()).sum()
 
+    owner = getattr(logits_of, "__self__", None)
+    module = owner if isinstance(owner, nn.Module) else None
     total = z.new_zeros((), dtype=torch.float32)
     for rows in row_chunks(bins, z, z.transpose(0, 1), target, mask):
-        total = total + (recomputed(part, *rows) if torch.is_grad_enabled() else part(*rows))
+        again = torch.is_grad_enabled()
+        total = total + (recomputed(part, *rows, of=module) if again else part(*rows))
     return total / mask.sum().clamp(min=1)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megafold.geometry import weighted_rigid_align
+from megafold.model.capture import captured
 
 if TYPE_CHECKING:
     from megafold.data.batch import Batch
@@ -62,16 +63,26 @@ def permute_atoms(batch: Batch, x: torch.Tensor) -> Batch:
     """
     if not batch.symmetric_atoms:
         return batch
-    aligned = weighted_rigid_align(batch.positions[None], x[None], batch.resolved.float())[0]
-    source = torch.arange(batch.num_atoms, device=x.device)
-    for orders in batch.symmetric_atoms:  # [R, P, n]
+    positions, resolved = captured(
+        _nearest_names, batch.positions, batch.resolved, batch.symmetric_atoms, x
+    )
+    return replace(batch, positions=positions, resolved=resolved)
+
+
+def _nearest_names(
+    positions: torch.Tensor, resolved: torch.Tensor, symmetric: tuple[torch.Tensor, ...],
+    x: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    aligned = weighted_rigid_align(positions[None], x[None], resolved.float())[0]
+    source = torch.arange(len(x), device=x.device)
+    for orders in symmetric:  # [R, P, n]
         here = orders[:, 0]
         squared = (aligned[orders] - x[here][:, None]).square().sum(-1)
-        cost = (squared * batch.resolved[orders]).sum(-1)  # [R, P]
+        cost = (squared * resolved[orders]).sum(-1)  # [R, P]
         chosen = cost.argmin(dim=1)
         chosen = torch.where(cost[:, 0] <= cost.amin(dim=1), 0, chosen)  # a tie changes nothing
         source[here] = orders[torch.arange(len(orders), device=x.device), chosen]
-    return replace(batch, positions=batch.positions[source], resolved=batch.resolved[source])
+    return positions[source], resolved[source]
 
 
 class _Chains:

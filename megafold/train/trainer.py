@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,24 +99,26 @@ class Trainer:
             group["lr"] = rate
         if not self.model.training:
             self.model.train()
-        self._optimizer.zero_grad(set_to_none=True)
         device = batch.positions.device.type
         with self._captured, torch.autocast(device, torch.bfloat16, self.config.bfloat16):
             losses = self._losses(batch, step)
+        self._optimizer.zero_grad(set_to_none=True)  # thousands, while the GPU has work
         losses.total.backward()
         clipped = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         # The update is queued before anybody looks at what the GPU has found, which waits for it;
         # it is left out where this is not finite.
-        finite = losses.as_tensor().isfinite().all() & clipped.isfinite()
-        self._optimizer.found_inf = (~finite).float()
+        found = torch.cat([losses.as_tensor(), clipped[None]])
+        self._optimizer.found_inf = (~found.isfinite().all()).float()
+        arrives = _on_its_way(found)
         self._optimizer.step()
-        values, norm = losses.as_floats(), float(clipped)
-        looked_at = {f"{name} loss": value for name, value in values.items()}
+        *values, norm = arrives()  # while the GPU is at the update
+        losses_by_name = dict(zip(vars(losses), values, strict=True))
+        looked_at = {f"{name} loss": value for name, value in losses_by_name.items()}
         for what, value in {**looked_at, "gradient norm": norm}.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"the {what} is {value} at step {step}")
         self._update_average(step)
-        record = StepRecord(step, values, norm, rate, time.perf_counter() - start)
+        record = StepRecord(step, losses_by_name, norm, rate, time.perf_counter() - start)
         self.history.append(record)
         return record
 
@@ -197,3 +200,19 @@ class Trainer:
         # Early on the average follows closely, so that it does not remember the start.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._parameters, 1.0 - decay)
+
+
+def _on_its_way(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """Numbers as a list, once they are there; until then a GPU may be given more to do."""
+    if not numbers.is_cuda:
+        return numbers.tolist
+    here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    here.copy_(numbers, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def arrived() -> list[float]:
+        there.synchronize()
+        return here.tolist()
+
+    return arrived

@@ -118,3 +118,12 @@ def test_bad_input_is_named():
         tm_score(points(), points(), ALL, length=39)
     with pytest.raises(ValueError, match="mask must be bool"):
         superpose(points(), points(), torch.ones(40))
+
+
+@pytest.mark.parametrize("score", [superpose, rmsd, tm_score])
+@pytest.mark.parametrize("which", [0, 1])
+def test_coordinates_that_are_not_finite_are_refused(score, which):
+    given = [points(), points()]
+    given[which][3, 1] = torch.nan
+    with pytest.raises(FloatingPointError, match="coordinates that are not finite"):
+        score(*given, ALL)

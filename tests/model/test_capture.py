@@ -11,7 +11,7 @@ from torch import nn
 
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
-from megafold.model.capture import CapturedSteps, _copied_at_once, _Recording, captured
+from megafold.model.capture import CapturedSteps, _Copies, _Recording, captured
 from megafold.model.dropout import shared_mask
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
@@ -55,8 +55,8 @@ def test_outside_and_on_the_cpu_a_call_is_a_call():
 def test_activations_of_another_turn_are_refused():
     recording = object.__new__(_Recording)
     recording.turn, recording._copies, recording._outputs = 0, [], ()
-    recording._cast = recording._uncast = recording._dtypes = []
-    recording._wanted, recording._grad_outputs, recording._gradients = [], [], []
+    recording._wanted, recording._grad_outputs, recording._of_inputs = [], [], []
+    recording._of_parameters = _Copies([], [])
     recording._forward = recording._backward = SimpleNamespace(replay=lambda: None)
     recording.replay([])
     turn = recording.turn
@@ -72,12 +72,18 @@ def test_copies_of_many_tensors_are_theirs():
     wide = torch.randn(4, 6)
     given = [wide, wide.half(), wide.t(), wide[:, ::2], wide[0, 0], wide[:1].expand(3, 6), wide[:0]]
     for dtype in (None, torch.float64):
-        copies = _copied_at_once([(t, dtype or t.dtype) for t in given])
-        for one, other in zip(copies, given, strict=True):
+        copies = _Copies(given, [dtype or t.dtype for t in given])
+        first, second = copies(), copies()
+        for one, again, other in zip(first, second, given, strict=True):
             assert torch.equal(one, other.to(one.dtype))
             assert one.dtype == (dtype or other.dtype)
-            assert one.data_ptr() != other.data_ptr() or not one.numel()
-    assert _copied_at_once([]) == []
+            assert one.is_contiguous()
+            places = {one.data_ptr(), again.data_ptr(), other.data_ptr()}
+            assert len(places) == 3 or not one.numel()
+        first[0].zero_()  # changes no other
+        for one, again in zip(first[1:], second[1:], strict=True):
+            assert torch.equal(one, again)
+    assert _Copies([], [])() == []
 
 
 @pytest.mark.gpu
@@ -132,6 +138,41 @@ def test_a_method_takes_and_returns_trees():
             got = gradients(captured, x)
             for one, other in zip(got, gradients(lambda f, *x: f(*x), x), strict=True):
                 assert torch.equal(one, other)
+
+
+def scaled(x, factor):
+    return x.sin() * factor, factor + 1
+
+
+def through(module, x):
+    out = recomputed(lambda x: module.linear(x).sin(), x, of=module)
+    return out, out.detach().exp()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_functions_are_recorded_with_a_module_and_without(half):
+    module, names = Twice().cuda(), set()
+
+    def gradients(how, x, factor):
+        module.zero_grad()
+        x = x.clone().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            (one, two), (three, four) = how(scaled, x, factor), how(through, module, x)
+        (one.sum() + three.square().sum()).backward()
+        return [one.detach(), two, three.detach(), four, x.grad, module.linear.weight.grad]
+
+    steps = CapturedSteps()
+    for i in range(4):
+        x, factor = torch.randn(4, 3, device="cuda"), torch.full((3,), 2.0 + i, device="cuda")
+        with torch.no_grad():
+            module.linear.weight.mul_(1.1)
+        with steps:
+            got = gradients(captured, x, factor)
+        for one, other in zip(got, gradients(lambda f, *x: f(*x), x, factor), strict=True):
+            assert torch.equal(one, other)
+        names |= {name[1].split(".")[-1] for name in steps._recordings}
+    assert names == {"scaled", "through"}
 
 
 @pytest.mark.gpu
