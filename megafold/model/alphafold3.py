@@ -22,6 +22,41 @@ if TYPE_CHECKING:
     from megafold.data.batch import Batch
 
 
+class Cycle(nn.Module):
+    """One cycle of the trunk (Algorithm 1, lines 7 to 14), of layers that belong to the model.
+
+    By itself, so that what is recorded of it has the trunk's weights alone.
+    """
+
+    def __init__(self, model: AlphaFold3) -> None:
+        super().__init__()
+        self.recycle_z = model.recycle_z
+        self.template_embedder = model.template_embedder
+        self.msa_module = model.msa_module
+        self.recycle_s = model.recycle_s
+        self.pairformer = model.pairformer
+
+    def forward(
+        self,
+        batch: Batch,
+        rows: torch.Tensor,
+        initial: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        s: torch.Tensor,
+        z: torch.Tensor,
+        pair_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """s ``[N, c_s]`` and z ``[N, N, c_z]`` from those before.
+
+        ``initial`` is what the input embedder gave, ``rows`` are the alignment rows to read.
+        """
+        s_inputs, s_init, z_init = initial
+        z = z_init + self.recycle_z(z)
+        z = z + self.template_embedder(batch, z, pair_mask)
+        z = self.msa_module(batch, rows, s_inputs, z, pair_mask)
+        s = s_init + self.recycle_s(s)
+        return self.pairformer(s, z, batch.token_mask, pair_mask)
+
+
 class AlphaFold3(nn.Module):
     """The whole model. Its forward is the trunk; ``training_loss`` and ``sample`` use it."""
 
@@ -37,6 +72,8 @@ class AlphaFold3(nn.Module):
         self.diffusion = DiffusionModule(config)
         self.distogram_head = DistogramHead(config)
         self.confidence_head = ConfidenceHead(config)
+        # No submodule: its parameters have their names already.
+        object.__setattr__(self, "cycle", Cycle(self))
 
     @classmethod
     def from_name(cls, name: str) -> AlphaFold3:
@@ -60,26 +97,6 @@ class AlphaFold3(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
                 s, z = captured(self.cycle, batch, rows, initial, s, z, pair_mask)
         return Trunk(s_inputs, s, z, relative, windows)
-
-    def cycle(
-        self,
-        batch: Batch,
-        rows: torch.Tensor,
-        initial: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        s: torch.Tensor,
-        z: torch.Tensor,
-        pair_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One cycle (lines 7 to 14): s ``[N, c_s]`` and z ``[N, N, c_z]`` from those before.
-
-        ``initial`` is what the input embedder gave, ``rows`` are the alignment rows to read.
-        """
-        s_inputs, s_init, z_init = initial
-        z = z_init + self.recycle_z(z)
-        z = z + self.template_embedder(batch, z, pair_mask)
-        z = self.msa_module(batch, rows, s_inputs, z, pair_mask)
-        s = s_init + self.recycle_s(s)
-        return self.pairformer(s, z, batch.token_mask, pair_mask)
 
     def num_parameters(self) -> int:
         """How many trainable numbers the model has."""

@@ -146,14 +146,13 @@ def surroundings(module: nn.Module, inputs: tuple) -> Any:
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         allows_tf32(),
         ops.backend(),
-        module.training,
-        _places(module),
+        _state(module),
         tuple((t.shape, t.stride(), t.dtype) for t in tensors(inputs)),
     )
 
 
-def _places(module: nn.Module) -> tuple[list[int], list[torch.dtype]]:
-    """Where its parameters and buffers lie, and their dtypes.
+def _state(module: nn.Module) -> tuple[list[bool], list[int], list[torch.dtype]]:
+    """Which of its parts are training, and where parameters and buffers lie, of which dtypes.
 
     Looked up before every call, so in a third of the time that naming thousands of them takes.
     """
@@ -164,7 +163,8 @@ def _places(module: nn.Module) -> tuple[list[int], list[torch.dtype]]:
         held += one._buffers.values()
         modules += [part for part in one._modules.values() if part is not None]
     there = [tensor for tensor in held if tensor is not None]
-    return [tensor.data_ptr() for tensor in there], [tensor.dtype for tensor in there]
+    training = [one.training for one in modules]
+    return training, [tensor.data_ptr() for tensor in there], [tensor.dtype for tensor in there]
 
 
 def copied(tree: T) -> T:

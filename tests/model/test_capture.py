@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
 from megafold.model.capture import CapturedSteps, _Copies, _Recording, captured
 from megafold.model.dropout import shared_mask
+from megafold.model.replay import _state
 from megafold.train import TrainConfig, Trainer
 from tests.model.seeds import seeded
 
@@ -50,6 +52,30 @@ def test_outside_and_on_the_cpu_a_call_is_a_call():
         for _ in range(4):
             captured(module, x, others)
     assert module.calls == 8
+
+
+def test_a_recording_is_of_one_state_of_all_parts():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    states = [_state(module)]
+    assert _state(module) == states[0]
+    for change in (
+        lambda: module[1][0].eval(),
+        lambda: setattr(module[0], "weight", nn.Parameter(torch.ones(2, 2))),
+        lambda: module[1][1].register_buffer("running_mean", torch.ones(2)),
+        lambda: module.double(),
+    ):
+        change()
+        states.append(_state(module))
+        assert states[-1] not in states[:-1]
+
+
+def test_a_cycle_is_recorded_with_the_weights_of_the_trunk_alone():
+    model = AlphaFold3.from_name("tiny")
+    assert not any(name.startswith("cycle") for name in model.state_dict())
+    names = {name for name, _ in model.cycle.named_parameters()}
+    parts = ("recycle_z", "template_embedder", "msa_module", "recycle_s", "pairformer")
+    assert names == {name for name, _ in model.named_parameters() if name.startswith(parts)}
+    assert copy.deepcopy(model).cycle.pairformer is not model.pairformer
 
 
 def test_activations_of_another_turn_are_refused():

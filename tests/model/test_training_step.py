@@ -38,14 +38,14 @@ def test_recycled_states_carry_no_gradient_and_every_cycle_reads_other_rows(
         for name in ("msa", "msa_mask", "has_deletion", "deletion_value")
     }
     batch = dataclasses.replace(batch, **deep)
-    cycle, seen = model.cycle, []
+    cycle, seen = model.cycle.forward, []
 
     def recorded(batch, rows, initial, s, z, pair_mask):
         out = cycle(batch, rows, initial, s, z, pair_mask)
         seen.append((rows, s.requires_grad, z.requires_grad, out[1].requires_grad))
         return out
 
-    monkeypatch.setattr(model, "cycle", recorded)
+    monkeypatch.setattr(model.cycle, "forward", recorded)
     model(batch, generator=seeded(), cycles=3)
     assert [flags for _, *flags in seen] == [[False, False, False]] * 2 + [[False, False, True]]
     rows = {tuple(rows.tolist()) for rows, *_ in seen}
