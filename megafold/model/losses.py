@@ -109,7 +109,8 @@ def training_loss(
         x = captured(model.diffusion, x_noisy, t, read, trunk.windows, condition)
         weight = noise_weight(t, noise_weighting)
         truth = batch.for_losses()
-        mse, bond, lddt = captured(_denoised, x, x_true, weight, truth)
+        mse, bond = captured(_of_atoms, x, x_true, weight, truth)
+        lddt = smooth_lddt_loss(x, truth).mean()  # not captured: PyTorch's operators wait in it
         distogram = captured(_distogram, model.distogram_head, trunk.z, truth)
         confidence = _confidence(model, seen, truth, x_rollout)
     judged = confidence.plddt + confidence.pde + confidence.resolved
@@ -139,13 +140,12 @@ def _confidence(
     return captured(confidence_losses, model.confidence_head, seen, x, batch)
 
 
-def _denoised(
+def _of_atoms(
     x: torch.Tensor, x_true: torch.Tensor, weight: torch.Tensor, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses of the noised copies, averaged: of positions and bonds, weighted, and smooth lDDT."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted errors of positions and bonds, averages over the copies."""
     mse = (weight * aligned_mse(x, x_true, batch)).mean()
-    bond = (weight * bond_loss(x, batch)).mean()
-    return mse, bond, smooth_lddt_loss(x, batch).mean()
+    return mse, (weight * bond_loss(x, batch)).mean()
 
 
 def _distogram(head: DistogramHead, z: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from megafold import ops
 from megafold.model import CONFIGS, AlphaFold3, training_loss
 from megafold.model.blocks import recomputed
 from megafold.model.capture import CapturedSteps, _Copies, _Recording, captured
@@ -237,7 +238,8 @@ def test_a_replay_has_one_backward_pass_and_that_before_the_next():
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_a_model_learns_the_same_captured(batch, half, checkpointing):
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_model_learns_the_same_captured(batch, half, checkpointing, backend):
     config = dataclasses.replace(
         CONFIGS["tiny"], checkpointing=checkpointing, pair_dropout=0.0, msa_dropout=0.0
     )
@@ -258,7 +260,8 @@ def test_a_model_learns_the_same_captured(batch, half, checkpointing):
             found.append(loss.detach())
         return torch.stack(found), model
 
-    (one, first), (two, second) = losses(False), losses(True)
+    with ops.use(backend):
+        (one, first), (two, second) = losses(False), losses(True)
     torch.testing.assert_close(one, two, rtol=5e-2 if half else 1e-3, atol=0)
     for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
