@@ -108,6 +108,9 @@ def recorded(
     graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, call: Callable[[], T], **pool: Any
 ) -> T:
     """What a call on a stream returns while it is recorded: memory, with nothing in it yet."""
+    # A graph has memory of its own. What PyTorch keeps of calls that came before, on this stream
+    # and on others, it cannot take while it records, nor give back.
+    torch.cuda.empty_cache()
     stream.wait_stream(torch.cuda.current_stream())
     # What autocast has cast and keeps belongs to whoever entered it; casts are recorded.
     cached = torch.is_autocast_cache_enabled()
