@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from megafold.ops.gated import launch as gate
 from megafold.ops.gated.library import as_last
 from megafold.ops.keeping import register_keeping
 from megafold.ops.registration import Passes, has_gradient, register
@@ -35,7 +36,7 @@ def forward(
         added: to the output, ``[..., C]``; or None.
     """
     ungated, _ = passes.forward(a, None, None, weight_gate, weight_value, weight_out, None)
-    return passes.gate_forward(ungated, scale, added), ungated
+    return gate.forward(ungated, scale, added), ungated
 
 
 def backward(
@@ -50,16 +51,18 @@ def backward(
 ) -> list[torch.Tensor]:
     """The gradients asked for of a, scale and the three weights, in this order."""
     for_a, for_scale, *for_weights = asked
-    of_ungated, of_scale = passes.gate_backward(grad, ungated, scale)
+    of_transition = for_a or any(for_weights)
+    of_gate = iter(gate.backward(grad, ungated, scale, (of_transition, for_scale)))
+    of_ungated = next(of_gate) if of_transition else None
     found = []
-    if for_a or any(for_weights):
+    if of_ungated is not None:
         wanted = (for_a, False, False, *for_weights)
         weights = (weight_gate, weight_value, weight_out)
         stats = a.new_empty((0, 0), dtype=torch.float32)
         none = None, False  # neither a norm nor a residual
         found = passes.backward(of_ungated, a, None, None, *weights, stats, *none, wanted)
     if for_scale:
-        found.insert(int(for_a), of_scale)
+        found.insert(int(for_a), next(of_gate))
     return found
 
 
@@ -85,7 +88,7 @@ def forward_keeping(
     )
     with passes.as_given(a.device):
         scale = F.linear(passes.by_rows(s), weight_scale, bias_scale)
-    y = passes.gate_forward(ungated, scale, added)
+    y = gate.forward(ungated, scale.view(ungated.shape), added)
     return y, scale, ungated.view(scale.shape), pairs, both
 
 

@@ -97,12 +97,16 @@ def dtype_of(weight: torch.Tensor, residual: torch.Tensor | None) -> torch.dtype
 
 
 def _configs(
-    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, *rest: object, **options: object
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    dropout: torch.Tensor | None = None,
 ) -> tuple[str, ...]:
     """What this call would run in both passes: block sizes, and where they are from."""
     from megafold.ops.gated_linear import launch
 
-    return launch.described(x, autocast(weight))
+    return launch.described(x, autocast(weight), residual, dropout)
 
 
 def _limit(

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megafold.ops.gated_linear import hopper
 from megafold.ops.gated_linear.function import dtype_of
 from megafold.ops.gated_linear.kernels import backward_kernel, forward_kernel
 from megafold.ops.gated_linear.rows import Rows, as_rows, expanded, with_neighbours
+from megafold.ops.hopper import in_words, readable
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.layer_norm.launch import padded
 from megafold.ops.precision import bits_of, precision_of
@@ -45,11 +47,20 @@ def config_of(kernel: str, problem: Problem, weight: torch.Tensor) -> Found:
     return lookup(kernel, weight.device, bits_of(weight.dtype, weight.device), sizes)
 
 
-def described(x: torch.Tensor, weight: torch.Tensor) -> tuple[str, ...]:
+def described(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor | None,
+    dropout: torch.Tensor | None,
+) -> tuple[str, ...]:
     """What both passes of a call run, with block sizes and where those are from."""
     problem = Problem.of(x, weight)
     found = {kernel: config_of(kernel, problem, weight) for kernel in KERNELS}
-    return tuple(f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items())
+    lines = [f"{kernel}: {f.config} ({f.source})" for kernel, f in found.items()]
+    if hopper.is_hopper(x.device):
+        why_not = hopper.why_not(problem, weight, dtype_of(weight, residual), dropout, BACKWARD)
+        lines.append(f"gated_linear.hopper: gradients {in_words(why_not)}")
+    return tuple(lines)
 
 
 def forward(
@@ -96,16 +107,34 @@ def backward(
     lead, weight, problem = x.shape[:-1], with_neighbours(weight), Problem.of(x, weight)
     tensors = (grad, x, gate, expanded(dropout, grad.shape), grad_x, grad_gate)
     inner, rows = as_rows(lead, *tensors)
-    plan, sums = plan_of(problem, weight, grad.dtype), None
-    if for_weight:
-        sums = torch.empty((plan.groups, *weight.shape), dtype=torch.float32, device=x.device)
-    launch_backward(plan, problem, inner, *rows, weight, sums)
+    sums = None
+    if all(asked) and not hopper.why_not(problem, weight, grad.dtype, dropout, BACKWARD):
+        sums = _on_hopper(problem, inner, rows, weight)
+    if sums is None:
+        plan = plan_of(problem, weight, grad.dtype)
+        if for_weight:
+            sums = torch.empty((plan.groups, *weight.shape), dtype=torch.float32, device=x.device)
+        launch_backward(plan, problem, inner, *rows, weight, sums)
     for own, given in zip(rows[-2:], (grad_x, grad_gate), strict=True):
         if own.tensor is not given:  # it lies in memory in a way that two strides do not reach
             given.copy_(own.tensor)
     if for_weight:
         add_sums(sums, grad_weight)
     return found
+
+
+def _on_hopper(
+    problem: Problem, inner: int, rows: Sequence[Rows], weight: torch.Tensor
+) -> torch.Tensor | None:
+    """Fill the gradients of x and gate; what sums to that of weight. None: TMA cannot read them."""
+    grad, x, gate, dropout, grad_x, grad_gate = rows
+    pairs = hopper.as_pairs(problem, inner, (grad, x, gate, grad_x, grad_gate))
+    if not readable(weight, *pairs):
+        return None
+    plan = hopper.plan_of(*pairs[0].shape[:2], weight.device)
+    sums = torch.empty((plan.programs, *weight.shape), dtype=torch.float32, device=weight.device)
+    hopper.launch(plan, *pairs[:3], dropout, *pairs[3:], weight, sums)
+    return sums
 
 
 def launch_forward(

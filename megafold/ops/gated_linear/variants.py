@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from megafold.ops.gated_linear import launch
+from megafold.ops.gated_linear import hopper, launch
+from megafold.ops.hopper import DEVICES, HALVES, recording
 from megafold.ops.precision import IEEE, TF32, products_in
 from megafold.ops.recording import distinct, recorded
 from megafold.ops.tuning import Config, Entry, tables, use_config
@@ -42,7 +43,21 @@ def variants() -> list[KernelVariant]:
         if devices != [DEFAULT]:
             for entry in (e for e in tables()[devices[0]] if e.kernel in launch.KERNELS):
                 found += _of_entry(entry, devices)
-    return found
+    return found + _on_hopper()
+
+
+def _on_hopper() -> list[KernelVariant]:
+    """The kernel for Hopper GPUs: with dropout and without, and for rows of one dimension."""
+    if not hopper.has_gluon():
+        return []
+    launched = []
+    with recording():
+        for dtype in HALVES:
+            for of_residual in (dtype, None):
+                launched += variants_of(TOKENS, 128, dtype, of_residual)
+            launched += variants_of(TOKENS, 128, dtype, None, transposed=False)
+    found = [v for v in launched if v.name.split(".")[1].startswith("hopper")]
+    return [replace(v, devices=DEVICES) for v in distinct(found)]
 
 
 def _of_entry(entry: Entry, devices: list[str]) -> list[KernelVariant]:
@@ -65,6 +80,7 @@ def variants_of(
     of_residual: torch.dtype | None,
     *,
     tf32: bool = False,
+    transposed: bool = True,
 ) -> list[KernelVariant]:
     """What both passes launch for x ``[tokens, tokens, channels]``, all gradients asked.
 
@@ -74,13 +90,15 @@ def variants_of(
     Args:
         of_residual: its dtype; None for neither a residual nor dropout.
         tf32: what the variants are called; their products are as set.
+        transposed: False for x as attention around the starting node leaves it.
     """
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=of, device="meta")
 
     def call() -> None:
-        x = empty(tokens, tokens, channels).transpose(0, 1)
+        x = empty(tokens, tokens, channels)
+        x = x.transpose(0, 1) if transposed else x
         gate = empty(tokens, tokens, 4 * channels + 16)[..., 3 * channels : 4 * channels]
         weight = empty(channels, channels)
         residual = dropout = None
@@ -92,6 +110,5 @@ def variants_of(
 
     name = TF32 if tf32 else str(dtype).removeprefix("torch.")
     beside = "alone" if of_residual is None else f"on {str(of_residual).removeprefix('torch.')}"
-    own = (launch.forward_kernel, launch.backward_kernel)
-    found = recorded(call, f"{name} C{channels} {beside}")
-    return [v for v in found if v.kernel in own]
+    found = recorded(call, f"{name} C{channels} {beside}{'' if transposed else ' in order'}")
+    return [v for v in found if v.name.startswith("gated_linear.")]

@@ -1,8 +1,8 @@
 """What is left of a wide transition between the products of the vendor's library, in Triton.
 
-LayerNorm and SwiGLU by rows, the conditioned transition's gate by elements, each forward and
-backward in one kernel that reads what it needs once and computes in fp32. A result may be
-written where an operand of the same shape was read.
+LayerNorm and SwiGLU, forward and backward, and the gradients of the conditioned transition's gate
+(`gated` has the others of it): each is one kernel that reads what it needs once and computes in
+fp32. A result may be written where an operand of the same shape was read.
 
 Letters: M rows, C channels, H hidden units. Names: ``p_`` pointer, ``o_`` offsets, ``b_`` block,
 ``i_`` index.
@@ -176,50 +176,6 @@ def swiglu_backward_kernel(
     p = p_grad_pairs + i_h
     store_rows(p, b_dg, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     store_rows(p + hidden, b_dv, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
-
-
-@triton.jit
-def gate_forward_kernel(
-    p_x,  # [size]
-    p_gate,  # [period]: the gate of element i is that of i % period
-    p_added,  # [size]: what the gated x is added to; or None
-    p_out,  # [size], written
-    size,
-    period,
-    BLOCK: tl.constexpr,
-):
-    """One program computes ``added + sigmoid(gate) * x`` for BLOCK consecutive elements."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    m = o < size
-    b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
-    b_gate = tl.load(p_gate + o % period, mask=m, other=0.0).to(tl.float32)
-    b_out = tl.sigmoid(b_gate) * b_x
-    if p_added is not None:
-        b_out += tl.load(p_added + o, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_out + o, b_out.to(p_out.dtype.element_ty), mask=m)
-
-
-@triton.jit
-def gate_backward_kernel(
-    p_grad,  # [size]: gradient of the output
-    p_x,  # [size]
-    p_gate,  # [period]
-    p_grad_x,  # [size], written
-    p_grad_gate,  # [size], written: not yet added up over the elements that share a gate
-    size,
-    period,
-    BLOCK: tl.constexpr,
-):
-    """One program computes both gradients for BLOCK consecutive elements."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    m = o < size
-    b_grad = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
-    b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
-    b_sigmoid = tl.sigmoid(tl.load(p_gate + o % period, mask=m, other=0.0).to(tl.float32))
-    b_dx = b_grad * b_sigmoid
-    tl.store(p_grad_x + o, b_dx.to(p_grad_x.dtype.element_ty), mask=m)
-    b_dgate = b_dx * b_x * (1.0 - b_sigmoid)
-    tl.store(p_grad_gate + o, b_dgate.to(p_grad_gate.dtype.element_ty), mask=m)
 
 
 @triton.jit

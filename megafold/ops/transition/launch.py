@@ -336,16 +336,6 @@ def launch_swiglu(kernel: Any, pairs: torch.Tensor, *others: torch.Tensor) -> An
         return launcher(pairs, *others)
 
 
-def launch_elementwise(
-    kernel: Any, *tensors: torch.Tensor | None, period: int | None = None
-) -> Any:
-    """Run one of the kernels by elements; the first tensor says how many there are."""
-    numbers = (tensors[0].numel(),) if period is None else (tensors[0].numel(), period)
-    launcher = _elementwise(kernel, numbers, tensors[0].device, *(layout(t) for t in tensors))
-    with on(tensors[0].device):
-        return launcher(*tensors)
-
-
 @lru_cache(maxsize=4096)
 def _forward(
     kernel: Any, config: Config, problem: Problem, eps: float | None, residual: bool,
@@ -498,14 +488,6 @@ def _swiglu(
     programs = cdiv(rows, block_m) * cdiv(hidden, block_h)
     numbers = (tensors[1][0][0], rows, hidden)
     return Launcher(kernel, programs, numbers, constants, OPTIONS)
-
-
-@lru_cache(maxsize=4096)
-def _elementwise(
-    kernel: Any, numbers: tuple[int, ...], device: torch.device, *tensors: Layout | None
-) -> Launcher:
-    programs = cdiv(numbers[0], ELEMENTS)
-    return Launcher(kernel, programs, numbers, {"BLOCK": ELEMENTS}, OPTIONS)
 
 
 @lru_cache(maxsize=256)

@@ -13,8 +13,6 @@ from megafold.ops.precision import in_full_fp32
 from megafold.ops.sizes import cdiv
 from megafold.ops.transition import hopper, launch
 from megafold.ops.transition.elementwise import (
-    gate_backward_kernel,
-    gate_forward_kernel,
     swiglu_backward_kernel,
     swiglu_forward_kernel,
 )
@@ -405,54 +403,22 @@ def _gradients_without_update(
     return found
 
 
-def gate_forward(
-    x: torch.Tensor, gate: torch.Tensor, added: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``added + sigmoid(gate) * x``; x and gate are contiguous.
-
-    Args:
-        gate: repeated along the leading dimensions.
-        added: of the shape of x, in memory in any way; or None.
-    """
-    dtype = x.dtype if added is None else torch.promote_types(added.dtype, x.dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if x.numel():
-        added = None if added is None else added.contiguous()
-        launch.launch_elementwise(gate_forward_kernel, x, gate, added, out, period=gate.numel())
-    return out
-
-
 def gate_rows_backward(
     grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, *, last: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As :func:`gate_backward`, where there are as many gates as numbers ``[M, C]`` of x.
+    """The gradients of x and gate, ``[M, C]``, for that of ``sigmoid(gate) * x``.
 
     Args:
         last: nobody needs x after this: its gradient is written over it.
 
     Returns:
-        Its two results; and the sum over rows of the second, ``[C]`` in its dtype.
+        Both; and the sum over rows of the second, ``[C]`` in its dtype.
     """
     grad_x, grad_gate = x if last else _empty(x), _empty(gate)
     _, sums = launch.launch_gate_rows_backward(by_rows(grad), x, gate, grad_x, grad_gate)
     total = grad_gate.new_empty(gate.shape[1:])
     launch.launch_split(None, sums, None, None, total, None)
     return grad_x, grad_gate, total
-
-
-def gate_backward(
-    grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of x and gate for that of :func:`gate_forward`'s result."""
-    grad_x, grad_gate = _empty(x), _empty(x)
-    if not x.numel():
-        return grad_x, torch.zeros_like(gate)
-    launch.launch_elementwise(
-        gate_backward_kernel, grad.contiguous(), x, gate, grad_x, grad_gate, period=gate.numel()
-    )
-    if gate.numel() == x.numel():
-        return grad_x, grad_gate.view(gate.shape)
-    return grad_x, grad_gate.view(-1, *gate.shape).sum(dim=0)
 
 
 def by_rows(x: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def _reduction() -> list[KernelVariant]:
 
 
 def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[KernelVariant]:
-    x, other, third, fourth, fifth = (_empty(rows, channels, dtype=dtype) for _ in range(5))
+    x, other, third, fourth = (_empty(rows, channels, dtype=dtype) for _ in range(4))
     weight, bias = _empty(channels, dtype=dtype), _empty(channels, dtype=dtype)
     stats = _empty(2, rows, dtype=torch.float32)
     hidden = 2 * channels
@@ -142,18 +142,10 @@ def _between_products(rows: int, channels: int, dtype: torch.dtype) -> list[Kern
         launch.launch_swiglu(elementwise.swiglu_forward_kernel, pairs, activation)
         launch.launch_swiglu(elementwise.swiglu_backward_kernel, pairs, activation, pairs)
         launch.launch_split(both, sums, gate, value, weight, bias)
-        period = x.numel()
-        of_gate = (x, other, None, third)
-        launch.launch_elementwise(elementwise.gate_forward_kernel, *of_gate, period=period)
-        launch.launch_elementwise(
-            elementwise.gate_backward_kernel, x, other, third, fourth, fifth, period=period
-        )
         launch.launch_gate_rows_backward(x, other, third, other, fourth)
 
     def on_residual() -> None:
         launch.launch_norm_backward(other, x, weight, stats, fourth, third, True)
-        of_gate = (x, other, fourth, third)
-        launch.launch_elementwise(elementwise.gate_forward_kernel, *of_gate, period=x.numel())
 
     name = str(dtype).removeprefix("torch.")
     return [*recorded(call, name), *recorded(on_residual, f"{name} {ADDED}")]
