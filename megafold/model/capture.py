@@ -117,18 +117,15 @@ class _Recording:
         for i in self._followed:
             self._copies[i].requires_grad_()
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad and grad}
-        self._parameters = list(trained.values())
         # What autocast would cast one by one, in every call and again where blocks are
         # recomputed, is cast at once, first of all.
         cast = cast_weights(module, "cuda")
-        self._cast = list(cast.values())
-        self._uncast = [module.get_parameter(name) for name in cast]
         # Recorded with other names for the same memory: a parameter's own place in autograd may
         # be held by a graph made earlier, on another stream, which a recording must not touch.
         others = {n: p.detach() for n, p in trained.items() if n not in cast}
         names = {f"module.{n}": t for n, t in {**cast, **others}.items()}
-        leaves = [self._copies[i] for i in self._followed]
-        leaves += [names[f"module.{n}"].requires_grad_() for n in trained]
+        followed = [self._copies[i] for i in self._followed]
+        leaves = [*followed, *(names[f"module.{n}"].requires_grad_() for n in trained)]
 
         def call() -> Any:
             return functional_call(Bound(module, function), names, self._inputs)
@@ -138,7 +135,18 @@ class _Recording:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            _prepare(call, leaves)
+            gradients = _prepare(call, leaves)
+        if grad:  # a method need not use all parameters of its module, and has these alone
+            of_trained = zip(trained, gradients[len(followed) :], strict=True)
+            unused = {n for n, gradient in of_trained if gradient is None}
+            trained = {n: p for n, p in trained.items() if n not in unused}
+            cast = {n: t for n, t in cast.items() if n not in unused}
+            names = {f"module.{n}": names[f"module.{n}"] for n in {**cast, **trained}}
+            leaves = [*followed, *(names[f"module.{n}"] for n in trained)]
+        del gradients
+        self._parameters = list(trained.values())
+        self._cast = list(cast.values())
+        self._uncast = [module.get_parameter(name) for name in cast]
 
         def cast_and_call() -> Any:
             if self._cast:
@@ -163,17 +171,11 @@ class _Recording:
                     ),
                     pool=self._forward.pool(),
                 )
-        # A method need not use all parameters of its module.
-        many = len(self._followed)
-        of_parameters = gradients[many:]
-        used = [i for i, gradient in enumerate(of_parameters) if gradient is not None]
-        self._parameters = [self._parameters[i] for i in used]
-        self._of_parameters = _Copies(
-            [of_parameters[i] for i in used], [p.dtype for p in self._parameters]
-        )
+        many = len(followed)
+        self._of_parameters = _Copies(gradients[many:], [p.dtype for p in self._parameters])
         self._of_inputs = [
-            None if gradient is None else _Copies([gradient], [self._copies[i].dtype])
-            for i, gradient in zip(self._followed, gradients[:many], strict=True)
+            None if gradient is None else _Copies([gradient], [copy.dtype])
+            for gradient, copy in zip(gradients[:many], followed, strict=True)
         ]
         # The graph of autograd ends here; what it kept is the recording's memory.
         self._outputs = tuple(tensors(self._tree))
@@ -253,18 +255,21 @@ class _Copies:
         return [copies[i] for i in range(self._count)]
 
 
-def _prepare(call: Callable[[], Any], leaves: list[torch.Tensor]) -> None:
-    """Both passes once, with the tensors that will be recorded.
+def _prepare(
+    call: Callable[[], Any], leaves: list[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """Both passes once, with the tensors that will be recorded: the leaves' gradients.
 
     Kernels are compiled and loaded for layouts, and the copies' are their own: while a stream
     is recorded nothing may be loaded.
     """
     out = call()
     results = [t for t in tensors(out) if t.requires_grad]
-    if results:
-        with torch.autocast("cuda", enabled=False):
-            zeros = [torch.zeros_like(t) for t in results]
-            torch.autograd.grad(results, leaves, zeros, allow_unused=True)
+    if not results:
+        return (None,) * len(leaves)
+    with torch.autocast("cuda", enabled=False):
+        zeros = [torch.zeros_like(t) for t in results]
+        return torch.autograd.grad(results, leaves, zeros, allow_unused=True)
 
 
 class _Replay(torch.autograd.Function):

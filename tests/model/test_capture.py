@@ -180,6 +180,7 @@ def through(module, x):
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_functions_are_recorded_with_a_module_and_without(half):
     module, names = Twice().cuda(), set()
+    module.linear.bias.requires_grad_(False)
 
     def gradients(how, x, factor):
         module.zero_grad()
