@@ -31,12 +31,14 @@ SHAPES = [
 ]
 # One for each plan: whether gate and value are kept, and what the norm keeps.
 PLANS = ["S2 N7 A16 C8 H32", "S2 N7 A16 C8 H32 shared", WIDE, WIDER, f"{WIDE} shared"]
+# Of so many channels that it is not by chance how the errors of sums over rows compare.
+MANY = "S3 N30 A96 C80 H96"
 each_plan = pytest.mark.parametrize("shape", PLANS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 
 
-def drawn(shape, dtype=torch.float16, seed=0):
-    return draw(cases.case(OP, shape), dtype, DEVICE, seed)
+def drawn(shape, dtype=torch.float16):
+    return draw(cases.case(OP, shape), dtype, DEVICE)
 
 
 def fused(inputs, **options):
@@ -121,9 +123,9 @@ def test_parameters_may_be_left_out(shape, without):
     assert_kernels_accurate({**inputs, without: None}, grad)
 
 
-@each_plan
+@pytest.mark.parametrize("shape", [MANY, f"{MANY} shared", *PLANS[2:]])
 def test_eps_reaches_the_norms(shape):
-    inputs, grad = drawn(shape, seed=1)  # of 12 the error of 16 sums was 0.73 of eager's, 0's 1.6
+    inputs, grad = drawn(shape)
     assert_kernels_accurate(inputs, grad, eps=0.3)
 
 

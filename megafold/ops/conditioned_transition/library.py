@@ -86,8 +86,9 @@ def forward_keeping(
     ungated, _stats, _normalised, pairs, both = passes.forward_keeping(
         a, None, None, weight_gate, weight_value, weight_out, None
     )
-    with passes.as_given(a.device):
-        scale = F.linear(passes.by_rows(s), weight_scale, bias_scale)
+    bias_scale = None if bias_scale is None else bias_scale.contiguous()
+    with passes.as_given(a.device):  # contiguous, for the library takes other products otherwise
+        scale = F.linear(passes.by_rows(s), weight_scale.contiguous(), bias_scale)
     y = gate.forward(ungated, scale.view(ungated.shape), added)
     return y, scale, ungated.view(scale.shape), pairs, both
 
@@ -128,7 +129,7 @@ def backward_from_kept(
     of_s = of_weight = None
     with passes.as_given(a.device):
         if for_s:
-            of_s = torch.mm(of_scale, weight_scale).view(s.shape)
+            of_s = torch.mm(of_scale, weight_scale.contiguous()).view(s.shape)
         if for_scale:
             of_weight = torch.mm(of_scale.t(), passes.by_rows(s))
     del of_scale
