@@ -34,7 +34,8 @@ class Argument:
     """Shape of one tensor argument and how its values are drawn."""
 
     shape: tuple[int, ...]
-    # "data", "weight", "scale", "offset", "mask", "dropout" or "bias" (fp32 beside half inputs)
+    # "data", "weight", "scale", "offset", "mask", "dropout", "bias" (fp32 beside half inputs), or
+    # "residual": added to the output, whose gradient is its own
     kind: str
 
     def draw(
@@ -119,20 +120,23 @@ class Case:
     def bytes(self, direction: str, dtype: torch.dtype) -> int:
         """The least memory traffic: every input read and every result written once.
 
-        The full direction reads inputs and outputs again for the backward pass, reads the
-        gradient of the output and writes that of every input.
+        The full direction reads inputs again for the backward pass, reads the gradient of the
+        output and writes that of every input; a residual is not read again, and has no gradient
+        to be written.
         """
         check_direction(direction)
         size = {
             name: math.prod(a.shape) * a.stored_as(dtype).itemsize
             for name, a in self.arguments.items()
         }
-        output = self.result_bytes("forward", dtype)
-        forward = sum(size.values()) + output
-        return forward if direction == "forward" else 2 * forward + self.result_bytes("full", dtype)
+        forward = sum(size.values()) + self.result_bytes("forward", dtype)
+        if direction == "forward":
+            return forward
+        again = sum(n for name, n in size.items() if self.arguments[name].kind != "residual")
+        return forward + again + self.result_bytes("full", dtype)
 
     def result_bytes(self, direction: str, dtype: torch.dtype) -> int:
-        """What a call leaves: the output and, in the full direction, the gradient of every input.
+        """What a call leaves: the output and, in the full direction, the gradients of inputs.
 
         Every implementation holds it; the rest of its peak memory is its own.
         """
@@ -140,8 +144,8 @@ class Case:
         output = math.prod(self.output_shape) * dtype.itemsize
         if direction == "forward":
             return output
-        arguments = (a for a in self.arguments.values() if a.kind not in CONSTANT)
-        return output + sum(math.prod(a.shape) * a.stored_as(dtype).itemsize for a in arguments)
+        own = (a for a in self.arguments.values() if a.kind not in (*CONSTANT, "residual"))
+        return output + sum(math.prod(a.shape) * a.stored_as(dtype).itemsize for a in own)
 
 
 def differentiable(inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -237,7 +241,7 @@ def _gated_linear(n: Sizes) -> _Built:
         "x": Argument((tokens, tokens, channels), "data"),
         "gate": Argument((tokens, tokens, channels), "data"),
         "weight": Argument((outs, channels), "weight"),
-        "residual": Argument((tokens, tokens, outs), "data"),
+        "residual": Argument((tokens, tokens, outs), "residual"),
         "dropout": Argument((1, tokens, outs), "dropout"),
     }
     return arguments, {}, arguments["residual"].shape, 2 * pairs * channels * outs
@@ -249,7 +253,7 @@ def _gated(n: Sizes) -> _Built:
     arguments = {
         "x": Argument((samples, tokens, channels), "data"),
         "gate": Argument((gates, tokens, channels), "data"),
-        "residual": Argument((samples, tokens, channels), "data"),
+        "residual": Argument((samples, tokens, channels), "residual"),
     }
     return arguments, {}, arguments["x"].shape, 0
 
