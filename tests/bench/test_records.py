@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import megafold
-from megafold.bench import cases, records
+from megafold.bench import cases, records, roofline
 
 RECORD = records.Record(
     op="transition",
@@ -153,3 +153,16 @@ def test_figures_draw_a_gpus_records_or_say_that_they_are_a_cpus(tmp_path, monke
 
 def test_revision_is_never_empty():
     assert records.revision() or megafold.__version__
+
+
+def test_no_stored_time_is_below_the_roofline():
+    looked_at = 0
+    for record in records.read(records.folder()):
+        peaks = roofline.known_peaks(record.device)
+        if peaks is None or record.op not in cases.SHAPES:
+            continue
+        case, dtype = cases.case(record.op, record.shape), getattr(torch, record.dtype)
+        bound = roofline.bound_ms(case, record.direction, dtype, peaks)
+        assert record.ms > bound, (record, bound)
+        looked_at += 1
+    assert looked_at > 1000
