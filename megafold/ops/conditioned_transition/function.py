@@ -180,8 +180,10 @@ def _configs(
     *,
     residual: bool = False,
 ) -> tuple[str, ...]:
-    """What the kernels of this call would be: the norm's, then those of the transition."""
+    """What the kernels of this call would be: the norm's, the transition's, and the gate's."""
     from megafold.ops.conditioned_transition.library import keeps
+    from megafold.ops.gated import launch as gated
+    from megafold.ops.gated.library import as_last
     from megafold.ops.transition import launch
 
     gate = autocast(weight_gate)
@@ -190,8 +192,15 @@ def _configs(
         a, s, norm_weight_s, norm_weight_gate, norm_bias_gate, norm_weight_shift, eps,
     )  # fmt: skip
     plan = launch.explained(a, gate, kept=keeps(a, s), what="n")
+    ungated = a.detach().to(gate.dtype)
+    scale = as_last(ungated, ungated.new_empty((*s.shape[:-1], a.shape[-1])))
+    gates = [
+        line
+        for line in gated.described(ungated, scale)
+        if not keeps(a, s) or line.startswith(gated.FORWARD)  # its gradients are the transition's
+    ]
     how = "residual: a added in the kernel of the gate, its gradients in the norm's"
-    return (*str(norm).splitlines(), *plan, *residual * (how,))
+    return (*str(norm).splitlines(), *plan, *gates, *residual * (how,))
 
 
 def _slower(
