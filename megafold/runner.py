@@ -111,6 +111,7 @@ def execute(
 
     def on_cell_start(cell: NotebookNode, cell_index: int) -> None:
         nonlocal at
+        interrupt.check()
         if _is_run(cell):
             at = f"cell {code.index(cell_index) + 1} of {len(code)}"
             line.update(at)
@@ -128,10 +129,13 @@ def execute(
     with Line(label or path.stem) as line:
         try:
             client.execute(env=environment)
-        except (CellControlSignal, RuntimeError) as error:  # the cell; the kernel
+            interrupt.check()
+        except (CellControlSignal, RuntimeError, asyncio.CancelledError) as error:
             if interrupt.seen:
                 raise KeyboardInterrupt from None
-            client.set_widgets_metadata()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            client.set_widgets_metadata()  # the cell or the kernel
             failures.append(_failure(error, at))
         failures += [_widget_failure(error) for error in widget_errors(notebook)]
         clean(notebook)
@@ -190,19 +194,30 @@ class _Interrupt:
     def __init__(self, client: NotebookClient) -> None:
         self.seen = False
         self._client = client
+        self._task: asyncio.Task | None = None
         client.on_notebook_start = self._listen
 
-    def _listen(self, notebook: NotebookNode) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-        def stop() -> None:
+    def stop(self) -> None:
+        """End the cell that runs and the kernel; a second call changes nothing."""
+        if not self.seen and self._task is not None:
             self.seen = True
             self._client.shutdown_kernel = "immediate"
-            task.cancel()
+            self._task.cancel()
 
+    def check(self) -> None:
+        """Raise what cancelling raises, for it may have been lost on the way.
+
+        ``asyncio.wait_for`` takes no notice of it once what it waits for is done, and nbclient
+        waits so for a cell's last output.
+        """
+        if self.seen:
+            raise asyncio.CancelledError
+
+    def _listen(self, notebook: NotebookNode) -> None:
+        loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         with contextlib.suppress(RuntimeError):  # outside the main thread there are no signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop)
+                loop.add_signal_handler(number, self.stop)
 
 
 def _is_run(cell: NotebookNode) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from megafold import cli, runner
@@ -171,3 +174,43 @@ def test_a_signal_stops_all_and_leaves_no_kernel(write: Write, number: signal.Si
     assert "KeyboardInterrupt" in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize("cells", [("1", "open('second', 'w')"), ("1",)])
+def test_a_signal_is_not_lost_as_a_cell_ends(
+    write: Write, monkeypatch: pytest.MonkeyPatch, cells: tuple[str, ...]
+) -> None:
+    interrupts = []
+
+    class Interrupt(runner._Interrupt):
+        def __init__(self, client: NotebookClient) -> None:
+            super().__init__(client)
+            interrupts.append(self)
+
+    ends = NotebookClient._async_poll_output_msg
+
+    async def stop_as_it_ends(*arguments: Any) -> None:
+        await ends(*arguments)
+        asyncio.get_running_loop().call_soon(interrupts[-1].stop)
+
+    monkeypatch.setattr(runner, "_Interrupt", Interrupt)
+    monkeypatch.setattr(NotebookClient, "_async_poll_output_msg", stop_as_it_ends)
+    path = write("00_short", *cells)
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute(path)
+    assert not (path.parent / "second").exists()
+
+
+def test_a_signal_between_cells_is_an_interrupt(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(runner._Interrupt):
+        def __init__(self, client: NotebookClient) -> None:
+            super().__init__(client)
+            client.on_cell_executed = lambda **_: self.stop()
+
+    monkeypatch.setattr(runner, "_Interrupt", Interrupt)
+    path = write("00_short", "1", "open('second', 'w')")
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute(path)
+    assert not (path.parent / "second").exists()
