@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from megafold.ops import launcher
+from megafold.ops.interpreter import interpreted
 
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -199,7 +200,7 @@ def interpret() -> None:
     Raises:
         RuntimeError: Triton was imported before, so that it is too late.
     """
-    if _interpreted():
+    if interpreted():
         return
     if "triton" in sys.modules:
         raise RuntimeError(
@@ -236,7 +237,7 @@ def _not_taken(tensor: torch.Tensor) -> tuple[type[Exception], str] | None:
 
 def _not_here(tensor: torch.Tensor) -> tuple[type[Exception], str] | None:
     """Why no kernel runs where a tensor is; None where one does."""
-    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and _interpreted()):
+    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreted()):
         return None
     if tensor.device.type == "meta" and launcher.recording:
         return None
@@ -244,8 +245,3 @@ def _not_here(tensor: torch.Tensor) -> tuple[type[Exception], str] | None:
         f"its input is on {tensor.device}: Triton needs a GPU "
         "(or its interpreter: see megafold.ops.interpret)"
     )
-
-
-def _interpreted() -> bool:
-    """Whether Triton runs its kernels in the interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

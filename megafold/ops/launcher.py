@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from megafold.ops.interpreter import interpreted, replace_language_once
+
 Layout = tuple[tuple[int, ...], torch.dtype, bool]
 
 _HERE = nullcontext()
@@ -48,6 +50,8 @@ class Launcher:
         ordered = [constants[name] for name in kernel.arg_names if name in constants]
         self._rest = (*numbers, *ordered)
         self._compiled: Any = None
+        if interpreted():
+            replace_language_once()
 
     def __call__(self, *tensors: torch.Tensor | None) -> Any:
         """Launch on the current device and stream; returns what Triton compiled.
