@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ _KNOWN_AS = {
     "mi250": "gfx90a",
     "mi300x": "gfx942",
 }
+
+MOST_WORKERS = 5  # processes that compile at once
 
 # The modules that ship kernels; each has variants() -> list[KernelVariant].
 KERNEL_MODULES = (
@@ -177,10 +180,10 @@ def compile_all(
     targets = tuple(targets)
     for target in targets:
         _check_target(target)
-    workers = max(1, min(os.cpu_count() or 1, len(targets)))
-    shares = [{"targets": targets[i::workers], "modules": tuple(modules)} for i in range(workers)]
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    of = {"targets": targets, "modules": tuple(modules), "shares": workers}
     with ThreadPoolExecutor(workers) as pool:
-        made = pool.map(lambda share: _apart("shipped", **share), shares)
+        made = pool.map(lambda share: _apart("shipped", share=share, **of), range(workers))
         found = [compiled for share in made for compiled in share]
     return sorted(found, key=lambda compiled: targets.index(compiled.target))
 
@@ -224,11 +227,14 @@ def _apart(work: str, **arguments: object) -> list[Compiled]:
     return [Compiled(**json.loads(line)) for line in run.stdout.splitlines()]
 
 
-def _compile_shipped(targets: list[str], modules: list[str]) -> Iterator[Compiled]:
-    for target in targets:
-        for one in shipped(modules):
-            if target in targets_of(one):
-                yield compile_kernel(one, target)
+def _compile_shipped(
+    targets: list[str], modules: list[str], share: int, shares: int
+) -> Iterator[Compiled]:
+    pairs = ((one, target) for one in shipped(modules) for target in targets_of(one))
+    # Those of one GPU take much longer than the others', so that none takes all of them.
+    wanted = (pair for pair in pairs if pair[1] in targets)
+    for one, target in islice(wanted, share, None, shares):
+        yield compile_kernel(one, target)
 
 
 def _compile_config(

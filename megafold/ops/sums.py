@@ -15,6 +15,7 @@ from megafold.ops.sizes import cdiv
 # Sums at once, and numbers, of a program: by how many numbers a sum has, up to so many. The fewer
 # they are, the more sums there are as a rule.
 BLOCKS = ((2**12, 256, 16), (2**18, 32, 64), (None, 1, 512))
+INTERPRETED = (4, 4096)  # a program takes the interpreter long, its numbers do not
 
 
 @triton.jit
@@ -64,7 +65,13 @@ def add_sums(sums: torch.Tensor, total: torch.Tensor, done: torch.Tensor | None 
 def _launcher(
     kernel: Any, count: int, stride: int, numbers: int, device: torch.device, *alike: Layout | None
 ) -> Launcher:
-    sums, block = next(b for most, *b in BLOCKS if most is None or numbers <= most)
+    sums, block = _blocks(numbers, device)
     constants = {"SUMS": sums, "BLOCK": block}
     programs = cdiv(numbers, block)
     return Launcher(kernel, programs, (stride, count, numbers), constants, {"num_warps": 4})
+
+
+def _blocks(numbers: int, device: torch.device) -> tuple[int, int]:
+    if device.type == "cpu":
+        return INTERPRETED
+    return next((sums, block) for most, sums, block in BLOCKS if most is None or numbers <= most)

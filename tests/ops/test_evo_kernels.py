@@ -225,6 +225,15 @@ def test_weights_with_a_peak(scale):
     assert_kernels_accurate(*attention("B1 S48 N19 H1 D16"), scale=scale)
 
 
+@pytest.mark.parametrize(("bias", "times"), [(3.0, accuracy.FACTOR), (10.0, 3.0)])
+def test_half_precision_where_a_bias_picks_the_keys(bias, times):
+    """The rule, and what of it is left where one key has most of the weight: see docs."""
+    inputs, grad = attention("B1 S16 N64 H2 D32", torch.float16)
+    inputs["pair_bias"] = bias * inputs["pair_bias"]
+    for c in accuracy.compare(*three_results(inputs, grad)):
+        assert c.error <= times * c.eager_error, c.result
+
+
 @each_dtype
 def test_large_logits_neither_overflow_nor_lose_weights(dtype):
     inputs, grad = attention("B1 S2 N40 H1 D16", dtype)

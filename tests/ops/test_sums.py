@@ -8,12 +8,14 @@ import torch
 from megafold.ops import sums
 from tests.numerics import DEVICE
 
+BLOCKS = [*(of_gpu[1:] for of_gpu in sums.BLOCKS), sums.INTERPRETED]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("count", "shape"), [(1, (3,)), (2, (5, 129)), (65, (128,)), (131, (1,))])
-@pytest.mark.parametrize("blocks", sums.BLOCKS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 def test_every_number_is_the_sum_of_its_own(count, shape, dtype, blocks, monkeypatch):
-    monkeypatch.setattr(sums, "BLOCKS", ((None, *blocks[1:]),))
+    monkeypatch.setattr(sums, "_blocks", lambda *_: blocks)
     sums._launcher.cache_clear()
     generator = torch.Generator().manual_seed(count)
     two = torch.randn(count, 2, *shape, generator=generator).to(DEVICE)
@@ -31,9 +33,9 @@ def test_the_last_number_is_left_alone_when_it_is_not_ours():
     assert total.tolist() == [3.0, 3.0, 3.0, 3.0, 7.0]
 
 
-@pytest.mark.parametrize("blocks", sums.BLOCKS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 def test_nothing_is_added_where_it_is_done_already(blocks, monkeypatch):
-    monkeypatch.setattr(sums, "BLOCKS", ((None, *blocks[1:]),))
+    monkeypatch.setattr(sums, "_blocks", lambda *_: blocks)
     sums._launcher.cache_clear()
     done = torch.tensor(0, dtype=torch.int32, device=DEVICE)
     for is_done, expected in ((0, 3.0), (1, 7.0)):
