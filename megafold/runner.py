@@ -133,9 +133,9 @@ def execute(
         except (CellControlSignal, RuntimeError, asyncio.CancelledError) as error:
             if interrupt.seen:
                 raise KeyboardInterrupt from None
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError):  # by whoever runs this in a loop
                 raise
-            client.set_widgets_metadata()  # the cell or the kernel
+            client.set_widgets_metadata()
             failures.append(_failure(error, at))
         failures += [_widget_failure(error) for error in widget_errors(notebook)]
         clean(notebook)

@@ -231,7 +231,7 @@ def _compile_shipped(
     targets: list[str], modules: list[str], share: int, shares: int
 ) -> Iterator[Compiled]:
     pairs = ((one, target) for one in shipped(modules) for target in targets_of(one))
-    # Those of one GPU take much longer than the others', so that none takes all of them.
+    # Shared pair by pair: one GPU's kernels take as long as those of all others together.
     wanted = (pair for pair in pairs if pair[1] in targets)
     for one, target in islice(wanted, share, None, shares):
         yield compile_kernel(one, target)

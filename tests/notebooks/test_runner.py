@@ -157,10 +157,18 @@ def test_the_command_fails_when_a_notebook_does(
     assert cli.main(["notebooks", "run", "no_such"]) == 2
 
 
+STARTED = "import os\nopen('started', 'w').write(str(os.getpid()))"
+
+
+def assert_no_kernel(path: Path) -> None:
+    """The kernel of a notebook whose first cell is STARTED is gone."""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((path.parent / "started").read_text()), 0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_and_leaves_no_kernel(write: Write, number: signal.Signals) -> None:
-    mark = "import os\nopen('started', 'w').write(str(os.getpid()))"
-    path = write("00_slow", mark, "import time\ntime.sleep(60)")
+    path = write("00_slow", STARTED, "import time\ntime.sleep(60)")
     code = (
         f"from pathlib import Path\nfrom megafold import runner\nrunner.run([Path({str(path)!r})])"
     )
@@ -172,45 +180,58 @@ def test_a_signal_stops_all_and_leaves_no_kernel(write: Write, number: signal.Si
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert "KeyboardInterrupt" in errors
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
+    assert_no_kernel(path)
 
 
-@pytest.mark.parametrize("cells", [("1", "open('second', 'w')"), ("1",)])
-def test_a_signal_is_not_lost_as_a_cell_ends(
-    write: Write, monkeypatch: pytest.MonkeyPatch, cells: tuple[str, ...]
-) -> None:
-    interrupts = []
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> list[runner._Interrupt]:
+    """What listens for signals, of every notebook that is run."""
+    made: list[runner._Interrupt] = []
 
     class Interrupt(runner._Interrupt):
         def __init__(self, client: NotebookClient) -> None:
             super().__init__(client)
-            interrupts.append(self)
+            made.append(self)
 
+    monkeypatch.setattr(runner, "_Interrupt", Interrupt)
+    return made
+
+
+@pytest.mark.parametrize("cells", [(STARTED, "open('second', 'w')"), (STARTED,)])
+def test_a_signal_is_not_lost_as_a_cell_ends(
+    write: Write,
+    interrupts: list[runner._Interrupt],
+    monkeypatch: pytest.MonkeyPatch,
+    cells: tuple[str, ...],
+) -> None:
     ends = NotebookClient._async_poll_output_msg
 
     async def stop_as_it_ends(*arguments: Any) -> None:
         await ends(*arguments)
         asyncio.get_running_loop().call_soon(interrupts[-1].stop)
 
-    monkeypatch.setattr(runner, "_Interrupt", Interrupt)
     monkeypatch.setattr(NotebookClient, "_async_poll_output_msg", stop_as_it_ends)
     path = write("00_short", *cells)
     with pytest.raises(KeyboardInterrupt):
         runner.execute(path)
     assert not (path.parent / "second").exists()
+    assert_no_kernel(path)
 
 
 def test_a_signal_between_cells_is_an_interrupt(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+    write: Write, interrupts: list[runner._Interrupt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupt(runner._Interrupt):
-        def __init__(self, client: NotebookClient) -> None:
-            super().__init__(client)
-            client.on_cell_executed = lambda **_: self.stop()
+    sends = NotebookClient.async_execute_cell
 
-    monkeypatch.setattr(runner, "_Interrupt", Interrupt)
-    path = write("00_short", "1", "open('second', 'w')")
+    async def stop_before_the_second(self: NotebookClient, cell: Any, index: int, **more: Any):
+        if index == 2:  # after the title and the first
+            asyncio.get_running_loop().call_soon(interrupts[-1].stop)
+            await asyncio.sleep(0)
+        return await sends(self, cell, index, **more)
+
+    monkeypatch.setattr(NotebookClient, "async_execute_cell", stop_before_the_second)
+    path = write("00_short", STARTED, "open('second', 'w')")
     with pytest.raises(KeyboardInterrupt):
         runner.execute(path)
     assert not (path.parent / "second").exists()
+    assert_no_kernel(path)
