@@ -23,6 +23,7 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.bool: "*i1",
+    torch.int8: "*i8",
     torch.int32: "*i32",
 }
 

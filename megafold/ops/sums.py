@@ -22,7 +22,7 @@ INTERPRETED = (4, 4096)  # a program takes the interpreter long, its numbers do 
 def add_sums_kernel(
     p_sums,  # fp32 [count, numbers], neighbours along the numbers
     p_total,  # [numbers], contiguous, written
-    p_done,  # int32, or None: where it is not 0 nothing is done
+    p_done,  # integer, or None: where it is not 0 nothing is done
     stride,  # of a sum
     count,
     numbers,
@@ -50,7 +50,7 @@ def add_sums(sums: torch.Tensor, total: torch.Tensor, done: torch.Tensor | None 
 
     Args:
         sums: fp32 ``[count, *total.shape]``, each of them contiguous.
-        done: int32 ``[]``; where the GPU finds it other than 0 nothing is filled.
+        done: integers; where the GPU finds the first other than 0 nothing is filled.
     """
     stride = sums.stride(0) if sums.shape[0] > 1 else total.numel()
     launcher = _launcher(

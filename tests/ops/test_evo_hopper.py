@@ -339,6 +339,12 @@ def columns_of(lines: torch.Tensor) -> torch.Tensor:
     return lines.unflatten(-1, (8, 8))[..., line, at, :].flatten(-2).flatten(-3, -2)
 
 
+def flags(problem: launch.Problem) -> torch.Tensor:
+    """Memory for those of the programs that fold queries, with something in it."""
+    number = folding.OF_PROGRAMS + hopper_launch._of_queries(problem)
+    return torch.full((number,), 7, dtype=torch.int8, device=HERE)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=ON_HOPPER[0])])
 @pytest.mark.parametrize("shape", ["B2 S3 N20 K37 H2 D24", "B1 S2 N130 H1 D32"])
 @pytest.mark.parametrize("masked", [True, False])
@@ -357,13 +363,14 @@ def test_folded_products_are_logits_less_their_logarithm(shape, masked, dtype):
     lines = problem.total_rows, problem.heads, -(-problem.queries // 4), 64
     queries = torch.full(lines, **nan)
     keys = torch.full((problem.total_rows if masked else 1, -(-problem.keys // 4), 64), **nan)
-    fold = hopper_launch._fold_queries(problem, dtype, HERE, scale, launch.layout(grad))
+    fold = hopper_launch._fold(
+        problem, dtype, HERE, scale, launch.layout(grad), launch.layout(spread), None
+    )
     found = torch.empty(stats.shape[1:], device=HERE)
-    beyond = torch.full((), 7, dtype=torch.int32, device=HERE)
-    prepare = hopper_launch._prepare(problem, dtype, HERE, launch.layout(spread), None)
-    prepare(spread, keys, beyond, None, None)
-    fold(out, grad, stats, queries, found, beyond)
-    assert beyond == 0
+    beyond = flags(problem)
+    fold(out, grad, stats, queries, found, beyond, spread, keys, None, None)
+    assert (beyond[: folding.OF_PROGRAMS] == 7).all()
+    assert not beyond[folding.OF_PROGRAMS :].any()
     queries, left = columns_of(queries).split([problem.queries, -problem.queries % 4], dim=-2)
     assert not left.any()
     keys, left = columns_of(keys).split([problem.keys, -problem.keys % 4], dim=-2)
@@ -404,17 +411,19 @@ def test_one_shift_too_large_for_folded_products_is_told(value):
     of_queries = (problem.total_rows, problem.heads, problem.queries)
     stats = torch.ones(2, *of_queries, device=HERE)
     queries = torch.empty(*of_queries[:2], 38, 64, dtype=torch.float16, device=HERE)
-    fold = hopper_launch._fold_queries(problem, torch.float16, HERE, 1.0, launch.layout(grad))
+    keys = torch.empty(1, 38, 64, dtype=torch.float16, device=HERE)
+    fold = hopper_launch._fold(problem, torch.float16, HERE, 1.0, launch.layout(grad), None, None)
 
     def told():
-        beyond = torch.zeros((), dtype=torch.int32, device=HERE)
-        fold(grad, grad, stats, queries, torch.empty(of_queries, device=HERE), beyond)
-        return beyond.item()
+        beyond, delta = flags(problem), torch.empty(of_queries, device=HERE)
+        fold(grad, grad, stats, queries, delta, beyond, None, keys, None, None)
+        return beyond[folding.OF_PROGRAMS :].tolist()
 
     stats[0, 4, 1, 149] = folding.PEAK
-    assert told() == 0
+    assert not any(told())
     stats[0, 4, 1, 149] = value
-    assert told() == 1
+    # Programs take heads first, then blocks of queries, then rows.
+    assert [i for i, flag in enumerate(told()) if flag] == [(4 * 3 + 2) * 2 + 1]
 
 
 @on_hopper
@@ -441,9 +450,14 @@ def test_a_bias_is_turned_and_scaled_in_full(turned, dtype):
         bias = bias.mT.contiguous().mT
     problem = launch.Problem.of(inputs["q"], inputs["k"], bias)
     found = torch.full(bias.mT.shape, float("nan"), device=HERE)
-    keys, beyond = torch.empty(1, 33, 64, dtype=torch.float16, device=HERE), bias.new_empty(())
-    prepare = hopper_launch._prepare(problem, torch.float16, HERE, None, launch.layout(bias))
-    prepare(None, keys, beyond.to(torch.int32), bias, found)
+    out, queries = torch.zeros_like(inputs["q"]), (problem.total_rows, problem.heads)
+    stats = torch.ones(2, *queries, 70, device=HERE)
+    fold = hopper_launch._fold(
+        problem, torch.float16, HERE, 1.0, launch.layout(out), None, launch.layout(bias)
+    )
+    beside = torch.empty(*queries, 18, 64, dtype=torch.float16, device=HERE)
+    keys, delta = beside.new_empty(1, 33, 64), torch.empty_like(stats[0])
+    fold(out, out, stats, beside, delta, flags(problem), None, keys, bias, found)
     assert torch.equal(found, bias.mT.float() * 1.4426950408889634)
 
 

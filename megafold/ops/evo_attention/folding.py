@@ -32,7 +32,9 @@ from megafold.ops.evo_attention.tiles import LOG2E, at, load_kept, load_tile
 COLUMNS = 16  # the fewest that tensor cores multiply
 PEAK = 1024.0  # of a shift, in powers of two: weights are good to 2e-4
 DELTA = 4  # the first column of delta
+OF_PROGRAMS = 16  # where the flags of programs begin; the first of all flags is theirs together
 _PEAK = tl.constexpr(PEAK)
+_OF_PROGRAMS = tl.constexpr(OF_PROGRAMS)
 
 
 class Parts(NamedTuple):
@@ -84,28 +86,19 @@ def _in_parts(o_c, b, FIRST: tl.constexpr, b_e, UNIT: tl.constexpr):
 
 
 @triton.jit
-def fold_queries_kernel(
-    p_out,  # [B, S, N, H, D], contiguous
-    p_grad,  # its gradient, [B, S, N, H, D], any strides
-    p_stats,  # fp32 [2, B S, H, N]: shifts, and one over the sums
-    p_beside,  # [B S, H, N in fours, 64], written: 16 columns of each, see `_in_lines`
-    p_delta,  # fp32 [B S, H, N], written: delta over the sum of the weights, as in `backward`
-    p_beyond,  # int32, set to 1 where a shift is beyond PEAK
+def _fold_queries(
+    i, p_out, p_grad, p_stats, p_beside, p_delta, p_beyond,
     stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
     scale, rows, stride_inverse, queries, heads, width,
-    UNIT: tl.constexpr,
-    LARGE: tl.constexpr,
-    EVEN_Q: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    UNIT: tl.constexpr, LARGE: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_D: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The columns beside BLOCK_Q queries of one head in one row."""
-    i_head = tl.program_id(0) % heads
-    blocks = tl.cdiv(queries, BLOCK_Q)
-    i_q = ((tl.program_id(0) // heads) % blocks) * BLOCK_Q
-    i_row = tl.program_id(0) // (heads * blocks)
-    o_q = tl.arange(0, BLOCK_Q)
+    """The columns beside BLOCK queries of one head in one row."""
+    i_head = i % heads
+    blocks = tl.cdiv(queries, BLOCK)
+    i_q = ((i // heads) % blocks) * BLOCK
+    i_row = i // (heads * blocks)
+    o_q = tl.arange(0, BLOCK)
     o_d = tl.arange(0, BLOCK_D)
     o_c = _columns()
     m = i_q + o_q < queries
@@ -120,12 +113,12 @@ def fold_queries_kernel(
     m_r = m[:, None, None]
     b_shift = tl.load(p_stats + o_r, mask=m_r, other=0.0)
     b_inverse = tl.load(p_stats + stride_inverse + o_r, mask=m_r, other=0.0)
-    # Whoever finds one stores: no program stores anything else.
-    tl.store(p_beyond + 0 * o_r, 1, mask=(tl.abs(b_shift) <= _PEAK) == 0)  # of NaN, too
+    b_beyond = ((tl.abs(b_shift) <= _PEAK) == 0).to(tl.int32)  # of NaN, too
+    tl.store(p_beyond + _OF_PROGRAMS + i, tl.max(tl.reshape(b_beyond, [BLOCK]), 0).to(tl.int8))
     # A query that has no key has no weights: a logarithm beyond every exponential.
     b_some = b_inverse > 0.0
     b_log = b_shift + tl.where(b_some, -tl.log2(tl.where(b_some, b_inverse, 1.0)), 16384.0)
-    b_e = tl.zeros([BLOCK_Q, 2, 8], p_beside.dtype.element_ty)
+    b_e = tl.zeros([BLOCK, 2, 8], p_beside.dtype.element_ty)
     b_e = _in_parts(o_c, -b_log / (scale * LOG2E), 0, b_e, UNIT)
     b_e = _in_parts(o_c, -b_delta, 4, b_e, UNIT)
     b_e = tl.where(o_c == 3, tl.full([], LARGE, tl.float32).to(b_e.dtype), b_e)
@@ -138,7 +131,7 @@ def fold_queries_kernel(
 
 @triton.jit
 def _fold_keys(
-    i, p_mask, p_beside, p_beyond, stride_mb, stride_ms, stride_mk, rows, keys,
+    i, p_mask, p_beside, stride_mb, stride_ms, stride_mk, rows, keys,
     UNIT: tl.constexpr, LARGE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The columns beside BLOCK keys of one row."""
@@ -148,8 +141,6 @@ def _fold_keys(
     o_n = o_k[:, None, None]
     o_c = _columns()
     m = o_n < keys
-    if i == 0:
-        tl.store(p_beyond, 0)
     b = tl.zeros([BLOCK, 2, 8], tl.float32)
     for part in tl.static_range(3):
         b = tl.where((o_c == part) & m, UNIT[part], b)
@@ -183,33 +174,48 @@ def _turn_bias(
 
 
 @triton.jit
-def prepare_kernel(
+def fold_kernel(
+    p_out,  # [B, S, N, H, D], contiguous
+    p_grad,  # its gradient, [B, S, N, H, D], any strides
+    p_stats,  # fp32 [2, B S, H, N]: shifts, and one over the sums
+    p_beside_q,  # [B S, H, N in fours, 64], written: 16 columns of each, see `_in_lines`
+    p_delta,  # fp32 [B S, H, N], written: delta over the sum of the weights, as in `backward`
+    p_beyond,  # int8 [OF_PROGRAMS + of_queries], its end written: 1 where a shift is beyond PEAK
     p_mask,  # bool [B, S, M], any strides, or None
-    p_beside,  # [B S or 1, M in fours, 64], written: 16 columns of each, see `_in_lines`
-    p_beyond,  # int32, set to 0
+    p_beside_k,  # [B S or 1, M in fours, 64], written
     p_bias,  # [B or 1, H, N, M], any strides; or None: nothing to turn
     p_turned,  # fp32 [B or 1, H, M, N], written: times log2 e
+    stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
     stride_mb, stride_ms, stride_mk,
     stride_bb, stride_bh, stride_bq, stride_bk,
-    rows, heads, queries, keys,
-    of_keys,  # programs for columns; the others are for the bias
+    scale, rows, stride_inverse, queries, keys, heads, width,
+    of_queries, of_keys,  # programs for columns, in this order; the others are for the bias
     UNIT: tl.constexpr,
     LARGE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    EVEN_D: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """What belongs to keys, and a bias that rows share; runs before :func:`fold_queries_kernel`."""
+    """What belongs to queries, what belongs to keys, and a bias that rows share."""
     i = tl.program_id(0)
-    if i < of_keys:
+    if i < of_queries:
+        _fold_queries(
+            i, p_out, p_grad, p_stats, p_beside_q, p_delta, p_beyond, stride_gb, stride_gs,
+            stride_gn, stride_gh, stride_gd, scale, rows, stride_inverse, queries, heads, width,
+            UNIT, LARGE, EVEN_Q, EVEN_D, BLOCK, BLOCK_D,
+        )  # fmt: skip
+    elif i < of_queries + of_keys:
         _fold_keys(
-            i, p_mask, p_beside, p_beyond, stride_mb, stride_ms, stride_mk, rows, keys, UNIT,
+            i - of_queries, p_mask, p_beside_k, stride_mb, stride_ms, stride_mk, rows, keys, UNIT,
             LARGE, HAS_MASK, BLOCK,
         )  # fmt: skip
     elif p_bias is not None:
         _turn_bias(
-            i - of_keys, p_bias, p_turned, stride_bb, stride_bh, stride_bq, stride_bk, heads,
-            queries, keys, TILE,
+            i - of_queries - of_keys, p_bias, p_turned, stride_bb, stride_bh, stride_bq, stride_bk,
+            heads, queries, keys, TILE,
         )  # fmt: skip
 
 

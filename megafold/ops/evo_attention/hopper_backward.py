@@ -27,8 +27,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from megafold.ops.evo_attention.folding import OF_PROGRAMS
 from megafold.ops.evo_attention.hopper_keys import of_keys, place
 from megafold.ops.gluon import as_held, as_tile, following
+
+_OF_PROGRAMS = gl.constexpr(OF_PROGRAMS)
 
 
 @gluon.jit
@@ -157,6 +160,24 @@ def _of_queries(
 
 
 @gluon.jit
+def _beyond(p_beyond, flags):
+    """Whether a program of ``folding`` found a shift too large; the first flag, for who comes next.
+
+    All programs read all flags, so that none has to wait for another.
+    """
+    BLOCK: gl.constexpr = 4096
+    o = gl.arange(0, BLOCK, gl.BlockedLayout([1], [32], [4], [0]))
+    b = gl.zeros_like(o).to(gl.int8)
+    for start in range(0, flags, BLOCK):
+        p = p_beyond + _OF_PROGRAMS + start + o
+        b |= gl.load(p, mask=start + o < flags, other=0)
+    beyond = gl.max(b.to(gl.int32), 0)
+    if gl.program_id(0) == 0:
+        gl.store(p_beyond, beyond.to(gl.int8))
+    return beyond
+
+
+@gluon.jit
 def hopper_backward_kernel(
     d_q, d_k, d_v, d_grad,  # [B S, N or M, H, D], in boxes of 64 queries or keys of one head
     d_beside,  # [B S H, N / 4, 64], beside q, in lines of four rows: see `folding`
@@ -164,7 +185,7 @@ def hopper_backward_kernel(
     d_bias,  # fp32, in boxes of 64 by 64: [B or 1 times H, M, N], times log2 e; ALONE: the bias
     d_grad_k, d_grad_v,  # [B S, M, H, D], written
     d_grad_bias,  # as d_bias, written where ALONE; else not used
-    p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
+    p_beyond,  # int8 [OF_PROGRAMS + flags], see `_beyond`
     p_grad_q,  # [B S, N, H, D], neighbours along D, written
     p_sums,  # fp32 [programs, or SPLIT: items; N in tiles; 64 D as in `as_held`], written
     items,  # B S H, times the ranges of keys
@@ -177,6 +198,7 @@ def hopper_backward_kernel(
     masks,  # 1, or 0 where there is no mask: rows of d_beside_k in one row
     blocks_q, walks,
     walks_each,  # of a range of keys
+    flags,  # of programs that folded queries
     scale,
     ALONE: gl.constexpr,  # each row has its own bias, read as it lies
     TOGETHER: gl.constexpr,  # at_once is heads
@@ -198,7 +220,7 @@ def hopper_backward_kernel(
     MIXED_LOGITS: gl.constexpr,  # layouts in shared memory: see `hopper`
 ):  # fmt: skip
     """All three gradients, unless a shift is too large; then nothing."""
-    items = gl.where(gl.load(p_beyond) == 0, items, 0)
+    items = gl.where(_beyond(p_beyond, flags) == 0, items, 0)
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     BUFFERS: gl.constexpr = 3 - EACH  # of keys and values
     dtype: gl.constexpr = d_q.dtype

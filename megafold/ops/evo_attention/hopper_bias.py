@@ -149,7 +149,7 @@ def hopper_bias_kernel(
     d_k, d_v,  # [B S, M, H, D], in boxes of EACH keys of one head
     d_beside_k,  # [B S or 1, M / 4, 64], beside k
     p_bias,  # [B or 1, H, N, M], any strides
-    p_beyond,  # int32: 0, or 1 where a shift is too large for folded products
+    p_beyond,  # int8: 0, or 1 where a shift is too large for folded products
     p_sums,  # fp32 [groups, B or 1, heads_here, N, M], written
     stride_bb, stride_bh, stride_bq, stride_bk,
     heads,

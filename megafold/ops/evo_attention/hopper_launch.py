@@ -12,10 +12,10 @@ import torch
 
 from megafold.ops.evo_attention.folding import (
     COLUMNS,
+    OF_PROGRAMS,
     PARTS,
     add_ranges_kernel,
-    fold_queries_kernel,
-    prepare_kernel,
+    fold_kernel,
 )
 from megafold.ops.evo_attention.hopper import (
     SIZES,
@@ -30,8 +30,8 @@ from megafold.ops.hopper import Box, box, cache_of, described
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 
-FOLD_QUERIES = 64
-FOLD_KEYS = 128
+FOLD = 64  # queries or keys of a program
+TURN = 32  # queries and keys of a tile of the bias
 ADD_BLOCK = 512
 START_OF_BIAS = 3  # and end of a program, in rows that it could have added
 ADDED = 3e6  # bytes of groups that are added in the time of a row
@@ -55,13 +55,13 @@ def backward(
     """Fill delta and the gradients; that of a bias which rows share in part as sums.
 
     Returns:
-        Whether a shift exceeds PEAK, int32 ``[]``: where it is 1 nothing but delta was filled. And
-        pairs of sums, fp32 ``[groups, *of_part]``, and the part of the gradient of a shared bias
-        that is their sum; the rest of it is there.
+        Flags, int8, of which the first is 1 where a shift exceeds PEAK: then nothing but delta was
+        filled. And pairs of sums, fp32 ``[groups, *of_part]``, and the part of the gradient of a
+        shared bias that is their sum; the rest of it is there.
     """
     device, rows, width = q.device, problem.total_rows, width_of(problem)
     plan = plan_of(problem, device)
-    beyond = torch.empty((), dtype=torch.int32, device=device)
+    beyond = torch.empty(OF_PROGRAMS + _of_queries(problem), dtype=torch.int8, device=device)
     queries = torch.empty(
         (rows * problem.heads, cdiv(problem.queries, 4), 4 * COLUMNS), dtype=q.dtype, device=device
     )
@@ -79,11 +79,8 @@ def backward(
         given, turned = bias, torch.empty(bias.mT.shape, dtype=torch.float32, device=device)
     read = bias if turned is None else turned
     with on(device):
-        _prepare(problem, q.dtype, device, layout(mask), layout(given))(
-            mask, keys, beyond, given, turned
-        )
-        _fold_queries(problem, q.dtype, device, scale, layout(grad))(
-            out, grad, stats, queries, delta, beyond
+        _fold(problem, q.dtype, device, scale, layout(grad), layout(mask), layout(given))(
+            out, grad, stats, queries, delta, beyond, mask, keys, given, turned
         )
         boxes = _boxes(width, q.dtype, TILE)
         d_q, d_k, d_v, d_grad = (described(t, boxes.operand) for t in (q, k, v, grad))
@@ -231,57 +228,48 @@ def _used(problem: Any) -> int:
     return 48 if 32 < problem.width <= 48 else width_of(problem)
 
 
-def _folding(dtype: torch.dtype) -> dict[str, Any]:
-    parts = PARTS[dtype]
-    return {"UNIT": tuple(parts[:3]), "LARGE": parts.large}
+def _of_queries(problem: Any) -> int:
+    """Programs that fold queries."""
+    return problem.total_rows * problem.heads * cdiv(problem.queries, FOLD)
 
 
 @lru_cache(maxsize=1024)
-def _fold_queries(
-    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, grad: Layout
-) -> Launcher:
-    block_d = width_of(problem)
-    constants = {
-        **_folding(dtype),
-        "EVEN_Q": problem.queries % FOLD_QUERIES == 0,
-        "EVEN_D": problem.width == block_d,
-        "BLOCK_Q": FOLD_QUERIES,
-        "BLOCK_D": block_d,
-    }
-    programs = problem.total_rows * problem.heads * cdiv(problem.queries, FOLD_QUERIES)
-    statistics = problem.total_rows * problem.heads * problem.queries
-    sizes = (problem.rows, statistics, problem.queries, problem.heads, problem.width)
-    return Launcher(
-        fold_queries_kernel, programs, (*grad[0], scale, *sizes), constants, {"num_warps": 2}
-    )
-
-
-@lru_cache(maxsize=1024)
-def _prepare(
-    problem: Any, dtype: torch.dtype, device: torch.device, mask: Layout | None,
-    bias: Layout | None,
+def _fold(
+    problem: Any, dtype: torch.dtype, device: torch.device, scale: float, grad: Layout,
+    mask: Layout | None, bias: Layout | None,
 ) -> Launcher:  # fmt: skip
-    rows = 1 if mask is None else problem.total_rows
-    of_keys, tiles = rows * cdiv(problem.keys, FOLD_KEYS), 0
+    of_queries, block_d = _of_queries(problem), width_of(problem)
+    of_keys = (1 if mask is None else problem.total_rows) * cdiv(problem.keys, FOLD)
+    tiles = 0
     if bias is not None:
         tiles = problem.biases * problem.heads
-        tiles *= cdiv(problem.queries, TILE) * cdiv(problem.keys, TILE)
+        tiles *= cdiv(problem.queries, TURN) * cdiv(problem.keys, TURN)
     numbers = (
+        *grad[0],
         *((0, 0, 0) if mask is None else mask[0]),
         *((0, 0, 0, 0) if bias is None else bias[0]),
+        scale,
         problem.rows,
-        problem.heads,
+        problem.total_rows * problem.heads * problem.queries,
         problem.queries,
         problem.keys,
+        problem.heads,
+        problem.width,
+        of_queries,
         of_keys,
     )
+    parts = PARTS[dtype]
     constants = {
-        **_folding(dtype),
+        "UNIT": tuple(parts[:3]),
+        "LARGE": parts.large,
         "HAS_MASK": mask is not None,
-        "BLOCK": FOLD_KEYS,
-        "TILE": TILE,
+        "EVEN_Q": problem.queries % FOLD == 0,
+        "EVEN_D": problem.width == block_d,
+        "BLOCK": FOLD,
+        "BLOCK_D": block_d,
+        "TILE": TURN,
     }
-    return Launcher(prepare_kernel, of_keys + tiles, numbers, constants, {"num_warps": 4})
+    return Launcher(fold_kernel, of_queries + of_keys + tiles, numbers, constants, {"num_warps": 2})
 
 
 @lru_cache(maxsize=1024)
@@ -380,6 +368,7 @@ def _of_all(
         cdiv(problem.queries, TILE),
         plan.walks,
         plan.walks_each,
+        _of_queries(problem),
         scale,
     )
     return Launcher(hopper_backward_kernel, plan.programs, numbers, constants, {"num_warps": 4})

@@ -16,7 +16,7 @@ from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel
 
 @triton.jit
 def waiting_kernel(
-    p_beyond,  # int32: 0 where the gradients are there
+    p_beyond,  # int8: 0 where the gradients are there
     p_q, p_k, p_v, p_mask, p_bias, p_out, p_stats, p_grad, p_delta,
     p_grad_q, p_grad_k, p_grad_v,  # written
     p_of_each,  # gradients of biases that rows have of their own, written; or None
