@@ -17,6 +17,7 @@ from megafold.ops.hopper import HALVES, Box, box, described, is_hopper
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
 from megafold.ops.tuning import is_overridden
+from megafold.ops.tuning.config import device_slug
 
 CHANNELS = 128
 TILE = 64  # rows of a tile of shared memory
@@ -25,14 +26,31 @@ MOST_OUTS = 9 * TILE  # of which the weight leaves three tiles to fetch ahead
 LEAST_OUTS = 129  # up to 128 one program holds all there is
 SLICE = 256  # outputs of a program that sums for the weight
 FEWEST_ROWS = 32_768  # at which it was measured to be faster; of fewer it is not known
-# Beyond, of more than two blocks of outputs, stores from registers are the faster on an H100.
-MOST_ROWS_FORWARD = 2**18
 REGISTERS = 208  # of a thread that multiplies, in the backward pass
 REGISTERS_FORWARD = {2: 240, 3: 168}  # of a thread, by groups of four warps
-# Of the programs those that sum for the weight, by its tiles: the two kinds then go through the
-# rows at one pace, and what one reads the other finds in L2. The fastest of three to seven shares
-# each on an H100; where they drift apart it takes up to two thirds longer.
-SHARES = {3: 0.5, 4: 0.5, 5: 0.61, 6: 0.61, 7: 0.56, 8: 0.5, 9: 0.5}
+
+
+class Pace(NamedTuple):
+    """What the rate of a GPU's memory decides."""
+
+    # Of the programs those that sum for the weight, by its tiles: the two kinds then go through
+    # the rows at one pace, and what one reads the other finds in L2. The fastest of three to nine
+    # shares each; where they drift apart it takes up to two thirds longer.
+    shares: dict[int, float]
+    # Of the forward pass, of more than SLICE outputs: beyond, stores from registers are faster.
+    most_rows: float = float("inf")
+
+
+H100 = Pace({3: 0.5, 4: 0.5, 5: 0.61, 6: 0.61, 7: 0.56, 8: 0.5, 9: 0.5}, 2**18)
+PACES = {
+    "nvidia-h200": Pace({3: 0.46, 4: 0.44, 5: 0.59, 6: 0.57, 7: 0.54, 8: 0.52, 9: 0.56}),
+}
+
+
+@cache
+def pace_of(device: torch.device) -> Pace:
+    """That of a GPU; one that was not measured is taken for an H100."""
+    return PACES.get(device_slug(device), H100)
 
 
 @cache
@@ -79,9 +97,10 @@ def why_not_forward(
     x: torch.Tensor, outs: int, channels: int, dtype: torch.dtype, kernels: tuple[str, ...]
 ) -> str:
     """The same of the forward pass."""
-    if outs > SLICE and x.numel() // channels > MOST_ROWS_FORWARD:
-        return f"more than {MOST_ROWS_FORWARD} rows of more than {SLICE} outputs"
-    return why_not(x, outs, channels, dtype, kernels)
+    found = why_not(x, outs, channels, dtype, kernels)
+    if not found and outs > SLICE and x.numel() // channels > pace_of(x.device).most_rows:
+        return f"more than {pace_of(x.device).most_rows} rows of more than {SLICE} outputs"
+    return found
 
 
 class Forward(NamedTuple):
@@ -124,7 +143,7 @@ class Plan(NamedTuple):
 def plan_of(outs: int, device: torch.device) -> Plan:
     """Programs of each kind, so that both go through the rows at one pace."""
     programs, slices = multiprocessors(device), cdiv(outs, SLICE)
-    groups = max(1, int(programs * SHARES[cdiv(outs, TILE)]) // slices)
+    groups = max(1, int(programs * pace_of(device).shares[cdiv(outs, TILE)]) // slices)
     return Plan(programs - groups * slices, groups)
 
 
