@@ -31,6 +31,7 @@ SPILLS = {
     # fp32 products go through the registers of every thread, not through tensor cores.
     "evo_attention.forward float32 D128": 8,
     "evo_attention.grad_kv float32 D128": 8,
+    "triangle_multiplication.weights_out float32 C128": 8,  # on an A100
     # Twelve warps with 128 registers each, or eight with 184; what is spilt is read between walks,
     # not for each tile.
     "evo_attention.hopper_backward bfloat16 S384 N384 D32": 32,
@@ -41,8 +42,6 @@ SPILLS = {
     "evo_attention.hopper_backward float16 of triangle attention": 32,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
     "evo_attention.hopper_backward float16 S1024 N1024 D32": 40,
-    # Rows of an fp32 z beside 16-bit weights, on an MI250.
-    "triangle_multiplication.weights_out bfloat16 C128 on float32": 52,
     # A number that a thread needs once, after its last row.
     "evo_attention.hopper_bias bfloat16 S384 N384 D64": 8,
     "evo_attention.hopper_bias float16 S384 N384 D64": 8,

@@ -51,7 +51,7 @@ def test_layer_norm_of_a_shifted_half_input_does_not_cancel():
 def test_masked_edges_take_no_part_in_any_triangle():
     case = cases.case("triangle_multiplication", "B1 N6 C8")
     inputs, _ = draw(case, torch.float64)
-    mask = torch.ones(1, 6, 6, dtype=torch.bool)
+    mask = torch.ones_like(inputs["mask"])
     mask[:, 4:] = mask[:, :, 4:] = False  # two padding tokens
     for outgoing in (True, False):
         padded = {**inputs, "mask": mask}

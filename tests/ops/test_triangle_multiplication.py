@@ -73,16 +73,21 @@ def test_one_channel(dtype):
         found = [results(*drawing) for drawing in drawings]
         return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
-    assert_accurate(
-        together(results_of),
-        together(lambda case, *given: accuracy.results(case.run_reference, *given)),
-        together(accuracy.exact_results),
-    )
+    exact = together(accuracy.exact_results)
+    found = together(results_of)
+    eager = together(lambda case, *given: accuracy.results(case.run_reference, *given))
+    # Nothing passes back through a norm of one channel. A GPU rounds a product and a sum at once,
+    # and is left with the rounding of the product, times an inverse deviation of up to 316.
+    for name in [name for name, value in exact.items() if not value.any()]:
+        del exact[name], eager[name]
+        assert found.pop(name).abs().max() < 1e-3, name
+    assert {"output", "grad p_out_weight", "grad g_out_weight"} <= set(exact)
+    assert_accurate(found, eager, exact)
 
 
 @each_half
 @each_way
-@pytest.mark.parametrize("size", ["B1 N1", "B2 N5", "B1 N16"])
+@pytest.mark.parametrize("size", ["B9 N1", "B2 N5", "B1 N16"])  # of one pair too few to average
 def test_any_number_of_tokens_and_batches(size, way, dtype):
     assert_shape_accurate(OP, f"{size} C24{way}", dtype)
 
@@ -108,6 +113,14 @@ def test_offsets_beyond_32_bits():
     with torch.no_grad():
         found = fused(inputs)[:, -9:, -9:]
         torch.testing.assert_close(found, fused(corner), rtol=0.02, atol=0.02)
+
+
+def test_large_gates_in_fp32():
+    """A sigmoid far from a half is as good as PyTorch's: that of the hardware is not."""
+    case, inputs, grad = drawn("B1 N5 C24", torch.float32)
+    for name in ("g_in_weight", "g_out_weight"):
+        inputs[name] *= 30
+    assert_kernels_accurate(case, inputs, grad)
 
 
 @each_half

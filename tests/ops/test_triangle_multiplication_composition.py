@@ -210,6 +210,7 @@ def test_explain_names_every_kernel_with_its_block_sizes():
     _, inputs, _ = drawn("B1 N4 C100")
     with ops.use("triton"):
         lines = ops.explain(OP, **inputs).kernels
+    lines = [line for line in lines if not line.startswith(f"{OP}.hopper: ")]  # on such a GPU
     *of_kernels, of_products = lines
     assert [line.split(":")[0] for line in of_kernels] == list(launch.KERNELS)
     assert all("safe default, C 128" in line or "table of" in line for line in of_kernels)

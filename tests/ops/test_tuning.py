@@ -83,7 +83,9 @@ def test_explain_says_what_overrides():
         lines = ops.explain("evo_attention", **inputs).kernels
     of_kernel = f"{KERNEL}: ROWS 2 BLOCK_Q 16 BLOCK_K 32 warps 4 stages 1 (use_config)"
     assert any(line.startswith(of_kernel) for line in lines)
-    assert sum("use_config" in line for line in lines) == 1
+    # A Hopper GPU tells that its own kernels do not run for that.
+    of_kernels = [line for line in lines if not line.startswith("evo_attention.hopper: ")]
+    assert sum("use_config" in line for line in of_kernels) == 1
 
 
 def test_a_configuration_in_words():

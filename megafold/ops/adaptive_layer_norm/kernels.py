@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.layer_norm.kernels import centred_and_rstd, grad_of_normalised
 
 
@@ -41,7 +42,8 @@ def modulate_kernel(
     b_gate = tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32)
     b_shift = tl.load(p_shift + o_own, mask=m, other=0.0).to(tl.float32)
     b_centred, b_mean, b_rstd = centred_and_rstd(b_a, m_c[None, :], channels, eps)
-    b_out = tl.sigmoid(b_gate) * (b_centred * b_rstd[:, None]) + b_shift
+    b_gate = sigmoid(b_gate, p_gate.dtype.element_ty == tl.float32)
+    b_out = b_gate * (b_centred * b_rstd[:, None]) + b_shift
     p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
     tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m)
     tl.store(p_stats + o_m, b_mean, mask=m_m)
@@ -77,7 +79,7 @@ def gradient_kernel(
     m_k, m_c = o_k < conditions, o_c < channels
     m = m_k[:, None] & m_c[None, :]
     b_gate = tl.load(p_gate + o_k[:, None] * channels + o_c[None, :], mask=m, other=0.0)
-    b_gate = tl.sigmoid(b_gate.to(tl.float32))
+    b_gate = sigmoid(b_gate.to(tl.float32), p_gate.dtype.element_ty == tl.float32)
     b_of_gate = tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_of_shift = tl.zeros([ROWS, BLOCK_C], tl.float32)
     last = tl.minimum((i_group + 1) * per_group, sharing)
@@ -141,7 +143,8 @@ def gradient_rows_kernel(
         m_m = o_m < rows
         m = m_m[:, None] & m_c[None, :]
         o_own = o_m[:, None] * channels + o_c[None, :]
-        b_gate = tl.sigmoid(tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32))
+        b_gate = tl.load(p_gate + o_own, mask=m, other=0.0).to(tl.float32)
+        b_gate = sigmoid(b_gate, p_gate.dtype.element_ty == tl.float32)
         b_a = tl.load(p_a + o_m[:, None] * stride_a + o_c[None, :], mask=m, other=0.0)
         b_grad = tl.load(p_grad + o_m[:, None] * stride_g + o_c[None, :], mask=m, other=0.0)
         b_grad = b_grad.to(tl.float32)

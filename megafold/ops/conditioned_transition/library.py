@@ -226,8 +226,7 @@ def apply(
         operands = a, s, *weights, weight_scale, bias_scale
         if has_gradient(*operands):
             return _call_keeping(*operands)
-    # As above, of s: PyTorch adds up the gradient of the bias in another order otherwise.
-    return gated_transition(a, F.linear(s.contiguous(), weight_scale, bias_scale), *weights)
+    return gated_transition(a, F.linear(s, weight_scale, bias_scale), *weights)
 
 
 def gated_transition(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.layer_norm.kernels import centred_and_rstd
 
 
@@ -46,7 +47,8 @@ def modulate_kernel(
     b_gate = load_rows(p_gate, o_k, stride_gate, o_c, m)
     b_shift = load_rows(p_shift, o_k, stride_shift, o_c, m)
     b_centred, _, b_rstd = centred_and_rstd(b_a, m_c, channels, eps)
-    b_out = tl.sigmoid(b_gate) * (b_centred * b_rstd[:, None]) + b_shift
+    b_gate = sigmoid(b_gate, p_gate.dtype.element_ty == tl.float32)
+    b_out = b_gate * (b_centred * b_rstd[:, None]) + b_shift
     p_tile = p_out + o_m[:, None] * channels + o_c[None, :]
     tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m)
 
@@ -71,7 +73,8 @@ def gate_kernel(
     o_m = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     m = (o_m < rows)[:, None] & (o_c < channels)[None, :]
-    b_out = tl.sigmoid(load_rows(p_gate, o_m % conditions, stride_gate, o_c, m))
+    b_gate = load_rows(p_gate, o_m % conditions, stride_gate, o_c, m)
+    b_out = sigmoid(b_gate, p_gate.dtype.element_ty == tl.float32)
     b_out *= load_rows(p_x, o_m, stride_x, o_c, m)
     if p_added is not None:
         b_out += load_rows(p_added, o_m, stride_added, o_c, m)

@@ -97,7 +97,7 @@ def grad_rows_kernel(
         b_pair = tl.reshape(tl.dot(b_n, tl.trans(b_w)), [BLOCK_M, 2, BLOCK_H])
         b_gate, b_value = tl.split(tl.permute(b_pair, (0, 2, 1)))
         b_dh = tl.dot(b_dy, tl.trans(b_wo))
-        b_h, b_dg, b_dv = swiglu_gradients(b_dh, b_gate, b_value)
+        b_h, b_dg, b_dv = swiglu_gradients(b_dh, b_gate, b_value, False)
         b_pair = tl.permute(tl.join(b_dg.to(b_n.dtype), b_dv.to(b_n.dtype)), (0, 2, 1))
         b_pair = tl.reshape(b_pair, [BLOCK_M, 2 * BLOCK_H])
         # The sum is a use of the product in this turn of the loop. A product that is first used

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.transition.tiles import (
     load_channel,
     load_normalised,
@@ -141,7 +142,8 @@ def swiglu_forward_kernel(
     p = p_pairs + i_h
     b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
-    b_h = swiglu(b_gate.to(tl.float32), b_value.to(tl.float32))
+    EXACT: tl.constexpr = p_pairs.dtype.element_ty == tl.float32
+    b_h = swiglu(b_gate.to(tl.float32), b_value.to(tl.float32), EXACT)
     store_rows(p_activation + i_h, b_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
 
 
@@ -169,8 +171,9 @@ def swiglu_backward_kernel(
     b_gate = load_rows(p, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_value = load_rows(p + hidden, i_m, o_m, o_h, 2 * hidden, rows, left, EVEN_M, EVEN_H)
     b_grad = load_rows(p_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
+    EXACT: tl.constexpr = p_pairs.dtype.element_ty == tl.float32
     b_h, b_dg, b_dv = swiglu_gradients(
-        b_grad.to(tl.float32), b_gate.to(tl.float32), b_value.to(tl.float32)
+        b_grad.to(tl.float32), b_gate.to(tl.float32), b_value.to(tl.float32), EXACT
     )
     store_rows(p_h, b_h, i_m, o_m, o_h, stride_a, rows, left, EVEN_M, EVEN_H)
     p = p_grad_pairs + i_h
@@ -205,7 +208,7 @@ def gate_rows_backward_kernel(
         b_grad = load_rows(p_grad, i_m, o_m, o_c, stride_g, rows, channels, EVEN_M, EVEN_C)
         b_x = load_rows(p_x, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
         b_gate = load_rows(p_gate, i_m, o_m, o_c, channels, rows, channels, EVEN_M, EVEN_C)
-        b_sigmoid = tl.sigmoid(b_gate.to(tl.float32))
+        b_sigmoid = sigmoid(b_gate.to(tl.float32), p_gate.dtype.element_ty == tl.float32)
         b_dx = b_grad.to(tl.float32) * b_sigmoid
         b_dgate = b_dx * b_x.to(tl.float32) * (1.0 - b_sigmoid)
         b_sum += b_dgate

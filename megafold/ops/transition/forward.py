@@ -74,7 +74,7 @@ def forward_kernel(
         b_wv = load_weight(p_value, start, o_h, o_c, channels, 1, hidden, channels, EVEN_H, EVEN_C)
         b_gate = tl.dot(b_n, tl.trans(b_wg))  # [BLOCK_M, BLOCK_H]
         b_value = tl.dot(b_n, tl.trans(b_wv))
-        b_h = swiglu(b_gate, b_value).to(b_n.dtype)
+        b_h = swiglu(b_gate, b_value, False).to(b_n.dtype)
         b_wo = load_weight(
             p_out, start, o_h, o_c, 1, hidden, hidden, channels, EVEN_H, EVEN_C
         )  # [BLOCK_H, BLOCK_C], read through its rows

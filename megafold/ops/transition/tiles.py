@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
+
 
 @triton.jit
 def long(x):
@@ -116,15 +118,15 @@ def load_normalised(
 
 
 @triton.jit
-def swiglu(b_gate, b_value):
+def swiglu(b_gate, b_value, EXACT: tl.constexpr):
     """``silu(gate) * value`` in fp32."""
-    return b_gate * tl.sigmoid(b_gate) * b_value
+    return b_gate * sigmoid(b_gate, EXACT) * b_value
 
 
 @triton.jit
-def swiglu_gradients(b_grad, b_gate, b_value):
+def swiglu_gradients(b_grad, b_gate, b_value, EXACT: tl.constexpr):
     """Hidden activation, and the gradients of gate and value, in fp32."""
-    b_sigmoid = tl.sigmoid(b_gate)
+    b_sigmoid = sigmoid(b_gate, EXACT)
     b_silu = b_gate * b_sigmoid
     # d silu(g) / dg = sigmoid(g) (1 + g (1 - sigmoid(g)))
     b_slope = b_sigmoid + b_silu * (1.0 - b_sigmoid)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.layer_norm.kernels import grad_of_normalised, load_channels
 from megafold.ops.products import add_dot, add_product, dot
 from megafold.ops.triangle_multiplication.tiles import (
@@ -57,6 +58,7 @@ def grad_x_kernel(
     o_c = tl.arange(0, BLOCK_C)
     m_m, m_c = o_m < pairs - i_m, o_c < channels
     PRODUCT: tl.constexpr = p_p.dtype.element_ty
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
 
     b_x = tl.trans(load_first(p_x + i_m, o_c, o_m, pairs, m_c, m_m, EVEN_M, EVEN))
     b_y, _ = unit_rows(b_x, p_stats_out + i_m, o_m, pairs, m_m, m_c, EVEN_M, EVEN)
@@ -74,7 +76,7 @@ def grad_x_kernel(
         p_rows = p_grad + i_m * stride_grad
         b_grad = load_rows(p_rows, o_m, o_o, stride_grad, m_m, m_o, EVEN_M, EVEN)
         b_u = dot(b_y, tl.trans(b_p), PRECISION)  # [M, O]
-        b_gate = tl.sigmoid(dot(b_n, tl.trans(b_g), PRECISION))
+        b_gate = sigmoid(dot(b_n, tl.trans(b_g), PRECISION), EXACT)
         b_of_u = b_grad.to(tl.float32) * b_gate
         if p_grad_gate is not None:
             b_of_gate = (b_of_u * b_u * (1.0 - b_gate)).to(p_grad_gate.dtype.element_ty)
@@ -128,6 +130,7 @@ def grad_z_kernel(
     o_c = tl.arange(0, BLOCK_C)
     m_m, m_c = o_m < pairs - i_m, o_c < channels
     PRODUCT: tl.constexpr = p_p.dtype.element_ty
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
 
     b_z = load_rows(p_z + i_m * stride_z, o_m, o_c, stride_z, m_m, m_c, EVEN_M, EVEN)
     b_n, _ = unit_rows(b_z, p_stats + i_m, o_m, pairs, m_m, m_c, EVEN_M, EVEN)
@@ -145,7 +148,7 @@ def grad_z_kernel(
         o_e = o_o + tl.where(o_o < channels, 0, gap)
         b_grad = tl.trans(load_first(p_edges + i_m, o_e, o_m, pairs, m_o, m_m, EVEN_M, EVEN))
         b_p = dot(b_n, tl.trans(b_wp), PRECISION)  # [M, O]
-        b_gate = tl.sigmoid(dot(b_n, tl.trans(b_wg), PRECISION))
+        b_gate = sigmoid(dot(b_n, tl.trans(b_wg), PRECISION), EXACT)
         b_of_p = b_grad.to(tl.float32) * b_gate
         if p_mask is not None:
             # Not a mask of the load: one by pairs would have it move two bytes at a time.

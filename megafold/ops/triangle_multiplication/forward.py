@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.layer_norm.kernels import centred_and_rstd
 from megafold.ops.products import dot
 from megafold.ops.triangle_multiplication.tiles import (
@@ -50,6 +51,7 @@ def project_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One program computes all channels of a and b for BLOCK_M pairs."""
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
     i_m = tl.program_id(0).to(tl.int64) * BLOCK_M
     o_m = tl.arange(0, BLOCK_M)
     o_c = tl.arange(0, BLOCK_C)
@@ -69,7 +71,7 @@ def project_kernel(
         b_p = dot(b_p, b_n, PRECISION)  # [O, M]
         b_g = load_rows(p_g, o_o, o_c, channels, m_o, m_c, False, EVEN)
         b_g = dot(b_g, b_n, PRECISION)
-        b_edges = b_p * tl.sigmoid(b_g)
+        b_edges = b_p * sigmoid(b_g, EXACT)
         if p_mask is not None:
             b_edges = tl.where(b_mask[None, :], b_edges, 0.0)
         p_tile = channel_first(p_edges + i_m, o_o, o_m, pairs)
@@ -113,6 +115,7 @@ def output_kernel(
     o_c = tl.arange(0, BLOCK_C)
     m_m, m_c = o_m < pairs - i_m, o_c < channels
     PRODUCT: tl.constexpr = p_p.dtype.element_ty
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
 
     m_x = m_c[:, None] & m_m[None, :]
     b_x = tl.load(channel_first(p_x + i_m, o_c, o_m, pairs), mask=m_x, other=0.0)
@@ -132,7 +135,7 @@ def output_kernel(
         b_u = dot(b_y, b_p, PRECISION)  # [M, O]
         b_g = load_turned(p_g, o_o, o_c, channels, m_o, m_c, EVEN)
         b_g = dot(b_n, b_g, PRECISION)
-        b_out = b_u * tl.sigmoid(b_g)
+        b_out = b_u * sigmoid(b_g, EXACT)
         if p_dropout is not None:
             b_out *= load_dropout(
                 p_dropout, i_m, o_m, o_o, tokens, dropout_b, dropout_i, dropout_j, dropout_c,

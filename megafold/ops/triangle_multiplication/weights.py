@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megafold.ops.exact import sigmoid
 from megafold.ops.layer_norm.kernels import load_channels
 from megafold.ops.products import add_product, dot
 from megafold.ops.triangle_multiplication.tiles import (
@@ -56,6 +57,7 @@ def weights_out_kernel(
     o_c = tl.arange(0, BLOCK_C)
     m_o, m_c = o_o < channels, o_c < channels
     PRODUCT: tl.constexpr = p_p.dtype.element_ty
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
     b_wp = load_rows(p_p, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
     b_wg = load_rows(p_g, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
     b_of_wp = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
@@ -74,8 +76,8 @@ def weights_out_kernel(
         b_y = scaled(b_y, p_norm_out_weight, p_norm_out_bias, o_c, m_c).to(PRODUCT)
         p_rows = p_grad + i_m * stride_grad
         b_grad = load_rows(p_rows, o_m, o_o, stride_grad, m_m, m_o, EVEN_M, EVEN)
-        b_u = dot(b_wp, tl.trans(b_y), PRECISION)  # [O, M]
-        b_gate = tl.sigmoid(dot(b_wg, tl.trans(b_n), PRECISION))
+        b_gate = sigmoid(dot(b_wg, tl.trans(b_n), PRECISION), EXACT)  # [O, M]
+        b_u = dot(b_wp, tl.trans(b_y), PRECISION)
         b_of_u = tl.trans(b_grad).to(tl.float32) * b_gate
         b_of_g = (b_of_u * b_u * (1.0 - b_gate)).to(PRODUCT)
         b_of_u = b_of_u.to(PRODUCT)
@@ -114,6 +116,7 @@ def weights_in_kernel(
     o_c = tl.arange(0, BLOCK_C)
     m_o, m_c = o_o < 2 * channels, o_c < channels
     PRODUCT: tl.constexpr = p_p.dtype.element_ty
+    EXACT: tl.constexpr = PRECISION == "ieee" and p_p.dtype.element_ty == tl.float32
     b_wp = load_rows(p_p, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
     b_wg = load_rows(p_g, o_o, o_c, channels, m_o, m_c, EVEN, EVEN)
     b_scale = load_channels(p_norm_weight, o_c, m_c, 1.0)
@@ -131,8 +134,8 @@ def weights_in_kernel(
         b_n, _ = unit_rows(b_z, p_stats + i_m, o_m, pairs, m_m, m_c, EVEN_M, EVEN)
         b_n = (b_n * b_scale + b_shift).to(PRODUCT)
         b_grad = load_first(p_edges + i_m, o_e, o_m, pairs, m_o, m_m, EVEN_M, EVEN)
-        b_p = dot(b_wp, tl.trans(b_n), PRECISION)  # [O, M]
-        b_gate = tl.sigmoid(dot(b_wg, tl.trans(b_n), PRECISION))
+        b_gate = sigmoid(dot(b_wg, tl.trans(b_n), PRECISION), EXACT)  # [O, M]
+        b_p = dot(b_wp, tl.trans(b_n), PRECISION)
         b_of_p = b_grad.to(tl.float32) * b_gate
         if p_mask is not None:
             b_mask = tl.load(p_mask + i_m + o_m, mask=m_m, other=0) != 0
