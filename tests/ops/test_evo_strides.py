@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megafold.ops.evo_attention import launch
+from megafold.ops.evo_attention.tiles import step_of
 from tests.numerics import DEVICE
 from tests.ops.evo import ONE_DTYPE, assert_kernels_accurate, attention, fused, fused_results
 
@@ -85,6 +86,23 @@ def test_batches_that_share_a_bias_may_lie_anywhere(mask, dtype):
     assert inputs["q"].stride(0) != inputs["q"].shape[1] * inputs["q"].stride(1)
     shared = {"pair_bias": inputs["pair_bias"][:1], "mask": inputs["mask"][mask]}
     assert_kernels_accurate({**inputs, **shared}, transposed(grad))
+
+
+@pytest.mark.parametrize(
+    ("width", "apart", "expected"),
+    [
+        (24, (24, 24), 8),
+        (8, (64, 0), 8),  # heads that are one in memory
+        (24, (384, 384), 8),  # heads before tokens
+        (48, (48, 48), 1),  # a multiple of 16, as Triton sees
+        (24, (24, 28), 1),
+        (20, (24, 24), 1),
+        (24, (1, 24), 1),
+    ],
+)
+def test_what_triton_is_told_of_heads(width, apart, expected):
+    layouts = [((0, 0, 16, step, 1), torch.float16, True) for step in apart]
+    assert step_of(width, *layouts) == expected
 
 
 @pytest.mark.parametrize("change", [transposed, reversed_in_memory])

@@ -142,6 +142,22 @@ def test_a_limit_on_registers_is_kept():
     assert limited.registers <= 64 < free.registers
 
 
+@pytest.mark.parametrize("kernel", ["forward", "grad_q", "grad_kv"])
+def test_heads_of_24_channels_are_read_as_those_of_32_are(kernel):
+    """Ahead of time and 16 bytes at a time: by less nothing is fetched into shared memory."""
+    name = f"evo_attention.{kernel}"
+    blocks = {block: 1 if block == "ROWS" else 64 for block in block_names(name)}
+    config = Config({**blocks, **({"KEYS_FIRST": 0} if "KEYS_FIRST" in blocks else {})}, 4, 3)
+    of_24, of_32 = (
+        compile_config(
+            case("evo_attention", f"B1 S1 N128 H2 D{width}"), name, config, torch.bfloat16, "sm_90"
+        )
+        for width in (24, 32)
+    )
+    assert of_24.shared_bytes == of_32.shared_bytes
+    assert of_24.registers <= of_32.registers + 8
+
+
 def test_what_does_not_compile_says_why():
     with pytest.raises(RuntimeError, match=r"arange's range must be a power of 2$"):
         compile_config(

@@ -38,6 +38,7 @@ def grad_q_kernel(
     stride_mb, stride_ms, stride_mk,
     stride_bb, stride_bh, stride_bq, stride_bk,
     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
+    STEP: tl.constexpr,  # see `tiles.at`
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_Q: tl.constexpr,
@@ -68,6 +69,7 @@ def grad_q_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    width = width // STEP * STEP
     FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
 
@@ -91,11 +93,11 @@ def grad_q_kernel(
     b_dq = ()
     for r in tl.static_range(ROWS):
         i_row = row(i_group, r, rows_per_bias, ROWS)
-        p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
+        p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh, STEP)
         b_q = b_q + (
             load_tile(p_qr, i_q, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D),
         )
-        p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+        p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh, STEP)
         b_g = load_tile(p_gr, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
         b_do = b_do + (b_g,)
         i_stats = (i_row.to(tl.int64) * heads + i_head) * queries
@@ -103,10 +105,10 @@ def grad_q_kernel(
         b_shift = b_shift + (load_shift(p_stats + i_stats, i_q, o_q, queries, EVEN_Q, EXACT, FP32),)
         b_inverse = b_inverse + (b_r,)
         b_dq = b_dq + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
-        p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh),)
-        p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh),)
+        p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh, STEP),)
+        p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh, STEP),)
         if HAS_MASK:
-            p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0),)
+            p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0, 1),)
         else:
             p_mr = p_mr + (0,)
         b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK, EVEN_K),)
@@ -185,7 +187,8 @@ def grad_q_kernel(
             i_row = row(i_group, r, rows_per_bias, ROWS)
             store_gradient(
                 p_grad_q, b_dq[r] * scale, i_row, i_head, i_q, o_q, o_d, stride_qb, stride_qs,
-                stride_qn, stride_qh, rows, queries, heads, width, EVEN_Q and EVEN_D, AS_OPERANDS,
+                stride_qn, stride_qh, rows, queries, heads, width, EVEN_Q and EVEN_D,
+                AS_OPERANDS, STEP,
             )  # fmt: skip
 
 
@@ -228,6 +231,7 @@ def grad_kv_kernel(
     stride_mb, stride_ms, stride_mk,
     stride_bb, stride_bh, stride_bq, stride_bk,
     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
+    STEP: tl.constexpr,  # see `tiles.at`
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_Q: tl.constexpr,
@@ -260,6 +264,7 @@ def grad_kv_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    width = width // STEP * STEP
     FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
 
     p_qr = ()
@@ -274,18 +279,18 @@ def grad_kv_kernel(
     n_delta = ()
     for r in tl.static_range(ROWS):
         i_row = row(i_group, r, rows_per_bias, ROWS)
-        p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
+        p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh, STEP)
         b_k = b_k + (
             load_tile(p_kr, i_k, o_k, o_d, stride_kn, stride_kd, keys, width, EVEN_K, EVEN_D),
         )
-        p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
+        p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh, STEP)
         b_v = b_v + (
             load_tile(p_vr, i_k, o_k, o_d, stride_vn, stride_vd, keys, width, EVEN_K, EVEN_D),
         )
         b_dk = b_dk + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
         b_dv = b_dv + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
-        p_qr = p_qr + (at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh),)
-        p_gr = p_gr + (at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh),)
+        p_qr = p_qr + (at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh, STEP),)
+        p_gr = p_gr + (at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh, STEP),)
         i_stats = i_stats + ((i_row.to(tl.int64) * heads + i_head) * queries,)
         # Statistics are read a block ahead; a query beyond the end has no weights.
         p_r = p_stats + i_stats[r]
@@ -355,19 +360,19 @@ def grad_kv_kernel(
         b_a = b_dk[r] * scale
         b_b = b_dv[r]
         if HAS_MASK:
-            p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
+            p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0, 1)
             b_kept = load_kept(p_mr, i_k, o_k, stride_mk, keys, HAS_MASK, EVEN_K)
             b_a = tl.where(b_kept[:, None], b_a, 0.0)
             b_b = tl.where(b_kept[:, None], b_b, 0.0)
         if STORE_K:
             store_gradient(
                 p_grad_k, b_a, i_row, i_head, i_k, o_k, o_d, stride_kb, stride_ks, stride_kn,
-                stride_kh, rows, keys, heads, width, EVEN, AS_OPERANDS,
+                stride_kh, rows, keys, heads, width, EVEN, AS_OPERANDS, STEP,
             )  # fmt: skip
         if STORE_V:
             store_gradient(
                 p_grad_v, b_b, i_row, i_head, i_k, o_k, o_d, stride_vb, stride_vs, stride_vn,
-                stride_vh, rows, keys, heads, width, EVEN, AS_OPERANDS,
+                stride_vh, rows, keys, heads, width, EVEN, AS_OPERANDS, STEP,
             )  # fmt: skip
 
 
@@ -384,6 +389,7 @@ def grad_bias_kernel(
     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
     biases,  # 1, or B
     rows_per_group,
+    STEP: tl.constexpr,  # see `tiles.at`
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_Q: tl.constexpr,
@@ -412,6 +418,7 @@ def grad_bias_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    width = width // STEP * STEP
     FP32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
 
@@ -427,15 +434,15 @@ def grad_bias_kernel(
         )
     b_sum = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     i_row = i_bias * rows_per_bias + first
-    p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
-    p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh)
-    p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh)
-    p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+    p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh, STEP)
+    p_kr = at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh, STEP)
+    p_vr = at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh, STEP)
+    p_gr = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh, STEP)
     p_sr = p_stats + (i_row.to(tl.int64) * heads + i_head) * queries + i_q
     p_dr = p_delta + (i_row.to(tl.int64) * heads + i_head) * queries + i_q
     p_mr = p_mask
     if HAS_MASK:
-        p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0)
+        p_mr = at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0, 1)
     left = queries - i_q
     step_q, step_k, step_v, step_g = (
         long(stride_qs),

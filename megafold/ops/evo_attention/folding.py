@@ -90,8 +90,8 @@ def _fold_queries(
     i, p_out, p_grad, p_stats, p_beside, p_delta, p_beyond,
     stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
     scale, rows, stride_inverse, queries, heads, width,
-    UNIT: tl.constexpr, LARGE: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_D: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    STEP: tl.constexpr, UNIT: tl.constexpr, LARGE: tl.constexpr, EVEN_Q: tl.constexpr,
+    EVEN_D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The columns beside BLOCK queries of one head in one row."""
     i_head = i % heads
@@ -101,9 +101,10 @@ def _fold_queries(
     o_q = tl.arange(0, BLOCK)
     o_d = tl.arange(0, BLOCK_D)
     o_c = _columns()
+    width = width // STEP * STEP
     m = i_q + o_q < queries
     p_out += (i_row.to(tl.int64) * queries * heads + i_head) * width
-    p_grad = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh)
+    p_grad = at(p_grad, i_row, i_head, rows, stride_gb, stride_gs, stride_gh, STEP)
     b_o = load_tile(p_out, i_q, o_q, o_d, heads * width, 1, queries, width, EVEN_Q, EVEN_D)
     b_g = load_tile(p_grad, i_q, o_q, o_d, stride_gn, stride_gd, queries, width, EVEN_Q, EVEN_D)
     b_delta = tl.sum(b_o.to(tl.float32) * b_g.to(tl.float32), 1)[:, None, None]
@@ -145,7 +146,7 @@ def _fold_keys(
     for part in tl.static_range(3):
         b = tl.where((o_c == part) & m, UNIT[part], b)
     if HAS_MASK:
-        p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0)
+        p_row = at(p_mask, i_row, i_row, rows, stride_mb, stride_ms, 0, 1)
         b_kept = load_kept(p_row, 0, o_k, stride_mk, keys, HAS_MASK, False)
         b = tl.where((o_c == 3) & m & (b_kept == 0)[:, None, None], -LARGE, b)
     lines = tl.cdiv(keys, 4)
@@ -190,6 +191,7 @@ def fold_kernel(
     stride_bb, stride_bh, stride_bq, stride_bk,
     scale, rows, stride_inverse, queries, keys, heads, width,
     of_queries, of_keys,  # programs for columns, in this order; the others are for the bias
+    STEP: tl.constexpr,  # see `tiles.at`
     UNIT: tl.constexpr,
     LARGE: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -205,7 +207,7 @@ def fold_kernel(
         _fold_queries(
             i, p_out, p_grad, p_stats, p_beside_q, p_delta, p_beyond, stride_gb, stride_gs,
             stride_gn, stride_gh, stride_gd, scale, rows, stride_inverse, queries, heads, width,
-            UNIT, LARGE, EVEN_Q, EVEN_D, BLOCK, BLOCK_D,
+            STEP, UNIT, LARGE, EVEN_Q, EVEN_D, BLOCK, BLOCK_D,
         )  # fmt: skip
     elif i < of_queries + of_keys:
         _fold_keys(

@@ -55,6 +55,7 @@ def forward_kernel(
     keys,
     heads,
     width,
+    STEP: tl.constexpr,  # see `tiles.at`
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_Q: tl.constexpr,  # BLOCK_Q divides N
@@ -79,6 +80,7 @@ def forward_kernel(
     o_q = tl.arange(0, BLOCK_Q)
     o_k = tl.arange(0, BLOCK_K)
     o_d = tl.arange(0, BLOCK_D)
+    width = width // STEP * STEP
     SELECT: tl.constexpr = HAS_MASK or not EVEN_K
 
     p_kr = ()
@@ -91,14 +93,14 @@ def forward_kernel(
     b_sum = ()
     for r in tl.static_range(ROWS):
         i_row = row(i_group, r, rows_per_bias, ROWS)
-        p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh)
+        p_qr = at(p_q, i_row, i_head, rows, stride_qb, stride_qs, stride_qh, STEP)
         b_q = b_q + (
             load_tile(p_qr, i_q, o_q, o_d, stride_qn, stride_qd, queries, width, EVEN_Q, EVEN_D),
         )
-        p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh),)
-        p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh),)
+        p_kr = p_kr + (at(p_k, i_row, i_head, rows, stride_kb, stride_ks, stride_kh, STEP),)
+        p_vr = p_vr + (at(p_v, i_row, i_head, rows, stride_vb, stride_vs, stride_vh, STEP),)
         if HAS_MASK:
-            p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0),)
+            p_mr = p_mr + (at(p_mask, i_row, i_head, rows, stride_mb, stride_ms, 0, 1),)
         else:
             p_mr = p_mr + (0,)
         b_next = b_next + (load_kept(p_mr[r], 0, o_k, stride_mk, keys, HAS_MASK, EVEN_K),)

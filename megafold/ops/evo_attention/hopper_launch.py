@@ -26,6 +26,7 @@ from megafold.ops.evo_attention.hopper import (
     programs_of,
     width_of,
 )
+from megafold.ops.evo_attention.tiles import step_of
 from megafold.ops.hopper import Box, box, cache_of, described
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.sizes import cdiv, multiprocessors
@@ -260,6 +261,7 @@ def _fold(
     )
     parts = PARTS[dtype]
     constants = {
+        "STEP": step_of(problem.width, grad),
         "UNIT": tuple(parts[:3]),
         "LARGE": parts.large,
         "HAS_MASK": mask is not None,

@@ -11,6 +11,7 @@ import torch
 from megafold.ops.evo_attention import hopper, hopper_launch
 from megafold.ops.evo_attention.backward import grad_bias_kernel, grad_kv_kernel, grad_q_kernel
 from megafold.ops.evo_attention.forward import forward_kernel
+from megafold.ops.evo_attention.tiles import step_of
 from megafold.ops.evo_attention.waiting import waiting_kernel
 from megafold.ops.launcher import Launcher, Layout, layout, on
 from megafold.ops.precision import IEEE, bits_of, precision_of
@@ -275,7 +276,8 @@ def _by_rows(
     groups = problem.biases * cdiv(problem.rows_per_bias, blocks["ROWS"])
     size = problem.queries if split == "BLOCK_Q" else problem.keys
     programs = cdiv(size, blocks[split]) * problem.heads * groups
-    constants = {**_constants(problem, q, precision, mask, bias, blocks), **dict(stored)}
+    operands = (q, k, v) if grad is None else (q, k, v, grad)
+    constants = {**_constants(problem, operands, precision, mask, bias, blocks), **dict(stored)}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     return Launcher(kernel, programs, numbers, constants, config.options)
 
@@ -290,7 +292,7 @@ def _bias_sums(
     """A launch whose programs each take one tile of the bias in ``per_group`` rows."""
     blocks = _fitted(config.blocks, problem)
     wrap = problem.rows_per_bias > problem.rows
-    constants = _constants(problem, q, precision, mask, bias, blocks)
+    constants = _constants(problem, (q, k, v, grad), precision, mask, bias, blocks)
     constants = {**constants, "WRAP": wrap, **dict([BY_GRID])}
     numbers = (*_strides(q, k, v, grad, mask, bias), *_sizes(problem, scale))
     numbers = (*numbers, problem.biases, per_group)
@@ -308,7 +310,7 @@ def _waiting(
     of_rows = problem.heads * problem.total_rows
     of_q = cdiv(problem.queries, blocks["BLOCK_Q"]) * of_rows
     of_keys = cdiv(problem.keys, blocks["BLOCK_K"]) * of_rows
-    constants = _constants(problem, q, IEEE, mask, bias, blocks)
+    constants = _constants(problem, (q, k, v, grad), IEEE, mask, bias, blocks)
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     constants["WRAP"] = problem.rows_per_bias > problem.rows
     constants["AS_OPERANDS"] = as_operands
@@ -378,10 +380,12 @@ def _fitted(blocks, problem: Problem) -> dict[str, int]:
 
 
 def _constants(
-    problem: Problem, q: Layout, precision: str, mask: Layout | None, bias: Layout | None, blocks
-) -> dict[str, object]:
-    block_d = padded_width(problem.width)
+    problem: Problem, operands: Sequence[Layout], precision: str, mask: Layout | None,
+    bias: Layout | None, blocks: Mapping[str, int],
+) -> dict[str, object]:  # fmt: skip
+    block_d, dtype = padded_width(problem.width), operands[0][1]
     return {
+        "STEP": step_of(problem.width, *operands),
         "HAS_MASK": mask is not None,
         "HAS_BIAS": bias is not None,
         "EVEN_Q": fits(problem.queries, blocks["BLOCK_Q"]),
@@ -389,7 +393,7 @@ def _constants(
         "EVEN_D": problem.width == block_d,
         "PRECISION": precision,
         # TF32 has the precision of fp16, and is treated alike.
-        "EXACT": (q[1] == torch.float32 and precision == IEEE) or problem.keys <= FEW_KEYS,
+        "EXACT": (dtype == torch.float32 and precision == IEEE) or problem.keys <= FEW_KEYS,
         "BLOCK_D": block_d,
         **blocks,
     }

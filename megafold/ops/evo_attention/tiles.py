@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from megafold.ops.exact import exponential
+from megafold.ops.launcher import Layout
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -49,14 +50,14 @@ def store_tile(p, b, start, o_n, o_d, stride_n, n, d, EVEN: tl.constexpr):
 @triton.jit
 def store_gradient(
     p, b, i_row, i_head, start, o_n, o_d, stride_b, stride_s, stride_n, stride_h,
-    rows, n, heads, d, EVEN: tl.constexpr, AS_OPERANDS: tl.constexpr,
+    rows, n, heads, d, EVEN: tl.constexpr, AS_OPERANDS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Store a tile of one head in the gradient of an operand ``[B, S, N, H, D]``.
 
     It lies as the operand does, whose strides these are (AS_OPERANDS), or is contiguous.
     """
     if AS_OPERANDS:
-        p = at(p, i_row, i_head, rows, stride_b, stride_s, stride_h)
+        p = at(p, i_row, i_head, rows, stride_b, stride_s, stride_h, STEP)
         store_tile(p, b, start, o_n, o_d, stride_n, n, d, EVEN)
     else:
         p += (i_row.to(tl.int64) * n * heads + i_head) * d
@@ -121,10 +122,22 @@ def row(i_group, r, rows_per_bias, ROWS: tl.constexpr):
     return (i_group // groups) * rows_per_bias + i_in_bias
 
 
+def step_of(width: int, *operands: Layout) -> int:
+    """What :func:`at` can tell Triton of heads of ``[B, S, N, H, D]``: 8; or 1, nothing."""
+    numbers = [width, *(strides[3] for strides, *_ in operands)]
+    return 8 if any(n % 16 for n in numbers) and not any(n % 8 for n in numbers) else 1
+
+
 @triton.jit
-def at(p, i_row, i_head, rows, stride_b, stride_s, stride_h):
-    """Where row ``i_row`` (over B S) and one head begin in ``[B, S, N, H, D]``."""
+def at(p, i_row, i_head, rows, stride_b, stride_s, stride_h, STEP: tl.constexpr):
+    """Where row ``i_row`` (over B S) and one head begin in ``[B, S, N, H, D]``.
+
+    Triton sees of a number whether it is a multiple of 16, and moves 16 bytes at a time if so.
+    Heads of 8, 24 or 40 channels and their distance are no such multiples; divided by STEP, and
+    multiplied again, they are multiples of 8 for all to see.
+    """
     i_batch, i_s = (i_row // rows).to(tl.int64), (i_row % rows).to(tl.int64)
+    stride_h = stride_h // STEP * STEP
     return p + i_batch * stride_b + i_s * stride_s + i_head.to(tl.int64) * stride_h
 
 

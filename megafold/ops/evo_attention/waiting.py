@@ -30,6 +30,7 @@ def waiting_kernel(
     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
     biases,
     of_q, of_keys, of_bias,  # how many programs the kernels would have
+    STEP: tl.constexpr,
     HAS_MASK: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -52,7 +53,7 @@ def waiting_kernel(
                 stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
                 stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                 scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
-                HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True,
+                STEP, HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True,
                 p_of_each is not None, AS_OPERANDS, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
         for i in range(tl.program_id(0), of_keys, tl.num_programs(0)):
@@ -64,7 +65,7 @@ def waiting_kernel(
                 stride_gb, stride_gs, stride_gn, stride_gh, stride_gd,
                 stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                 scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
-                HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True, True,
+                STEP, HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, True, True,
                 AS_OPERANDS, False, 1, BLOCK_Q, BLOCK_K, BLOCK_D, i,
             )  # fmt: skip
         if p_shared is not None:
@@ -78,6 +79,6 @@ def waiting_kernel(
                     stride_mb, stride_ms, stride_mk, stride_bb, stride_bh, stride_bq, stride_bk,
                     scale, rows, rows_per_bias, stride_inverse, queries, keys, heads, width,
                     biases, rows_per_bias,
-                    HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, WRAP,
+                    STEP, HAS_MASK, True, EVEN_Q, EVEN_K, EVEN_D, PRECISION, False, WRAP,
                     BLOCK_Q, BLOCK_K, BLOCK_D, i,
                 )  # fmt: skip
