@@ -34,8 +34,9 @@ class Pace(NamedTuple):
     """What the rate of a GPU's memory decides."""
 
     # Of the programs those that sum for the weight, by its tiles: the two kinds then go through
-    # the rows at one pace, and what one reads the other finds in L2. The fastest of three to nine
-    # shares each; where they drift apart it takes up to two thirds longer.
+    # the rows at one pace, and what one reads the other finds in L2. Of three to nine
+    # shares each the fastest, or within 2.5%; where they drift apart it takes up to two thirds
+    # longer.
     shares: dict[int, float]
     # Of the forward pass, of more than SLICE outputs: beyond, stores from registers are faster.
     most_rows: float = float("inf")
