@@ -57,7 +57,8 @@ def autocast_enabled(device_type: str) -> bool:
 
 def autocast(tensor: torch.Tensor) -> torch.Tensor:
     """An operand as ``torch.autocast`` would give it to a matrix product; fp64 is left alone."""
-    return tensor.to(autocast_dtype(tensor))
+    dtype = autocast_dtype(tensor)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # to ask takes long, too
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from megafold import ops
 from megafold.bench import accuracy, cases
 from megafold.bench.cases import Inputs
-from tests.numerics import DEVICE, assert_accurate, draw
+from tests.numerics import assert_accurate, assert_case_accurate
 
 ON_GPU = pytest.mark.gpu
 # The interpreter cuts bf16 off where a GPU rounds.
@@ -35,7 +37,12 @@ def assert_kernels_accurate(case: cases.Case, inputs: Inputs, grad: torch.Tensor
     )
 
 
-def assert_shape_accurate(op: str, shape: str, dtype: torch.dtype, seed: int = 0) -> None:
+def assert_shape_accurate(
+    op: str,
+    shape: str,
+    dtype: torch.dtype,
+    change: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+) -> None:
     """Hold the kernels to the rule at one size."""
-    case = cases.case(op, shape)
-    assert_kernels_accurate(case, *draw(case, dtype, DEVICE, seed))
+    with ops.use("triton"):
+        assert_case_accurate(cases.case(op, shape), dtype, change)

@@ -185,7 +185,8 @@ def test_views_that_begin_anywhere(misaligned):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_extreme_gates_stay_finite(dtype):
-    inputs, grad = drawn("M40 C64 H32", dtype)
+    """One in a hundred is between its limits, so that few rows would be too few for a mean."""
+    inputs, grad = drawn("M700 C64 H32", dtype)
     inputs["weight_gate"] *= 1000
     assert_accurate(*three_results(inputs, grad))
 
