@@ -23,6 +23,14 @@ def fp32_setting() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.fixture(autouse=True)
+def memory_for_others() -> Iterator[None]:
+    """Several processes share a GPU, and PyTorch keeps what a large test has freed."""
+    yield
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > 2**30:
+        torch.cuda.empty_cache()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; put what needs a browser last.
 

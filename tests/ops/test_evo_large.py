@@ -17,14 +17,6 @@ BEYOND = 2**31  # elements; more than 32 bits with a sign can count
 LAST = slice(-4, None)
 
 
-@pytest.fixture(autouse=True)
-def memory_given_back():
-    """Other tests shall not find the GPU full."""
-    torch.cuda.empty_cache()
-    yield
-    torch.cuda.empty_cache()
-
-
 def drawn(*shape, dtype=torch.bfloat16):
     return torch.randn(shape, device=DEVICE, dtype=dtype)
 
