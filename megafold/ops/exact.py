@@ -16,7 +16,8 @@ def exponential(b_t):
     mathematical library: the argument less a multiple of ln 2 (in two parts, Cody and Waite
     1980), a polynomial (Taylor to the 7th power, error 2**-27), a power of two.
     """
-    b_t = tl.maximum(b_t, -104.0)  # below the smallest fp32, -inf too
+    # Below the smallest fp32, -inf too; what is no number stays none.
+    b_t = tl.maximum(b_t, -104.0, propagate_nan=tl.PropagateNan.ALL)
     b_n = tl.floor(b_t * _LOG2E + 0.5)
     b_f = (b_t - b_n * 0.693359375) + b_n * 2.12194440e-4
     b_y = 1.0 / 5040.0
@@ -35,6 +36,11 @@ def sigmoid(b, EXACT: tl.constexpr):
     """The sigmoid of fp32 numbers; with EXACT as good as PyTorch's, else good to 22 bits."""
     if EXACT:
         b_e = exponential(-tl.abs(b))
-        return tl.math.div_rn(tl.where(b < 0.0, b_e, 1.0), 1.0 + b_e)
+        b_sum = 1.0 + b_e
+        # One step of Newton's on an inverse good to two units in the last place. A division that
+        # rounds to nearest (div_rn) branches, for numbers that a sum from 1 to 2 cannot be.
+        b_y = 1.0 / b_sum
+        b_y = tl.fma(tl.fma(-b_sum, b_y, 1.0), b_y, b_y)
+        return tl.where(b < 0.0, b_e * b_y, b_y)
     else:
         return tl.sigmoid(b)

@@ -22,6 +22,7 @@ from megafold.model import CONFIGS, STAGES, AlphaFold3, training_loss
 from megafold.model.attention import AttentionPairBias
 from megafold.model.blocks import Blocks
 from tests.model.seeds import seeded
+from tests.numerics import DEVICE
 
 NOTHING = 1e-7  # of the largest gradient: what is zero but for rounding
 DRAWS = {"cpu": 2, "cuda": 8}  # of noise and templates
@@ -160,9 +161,10 @@ def test_both_backends_are_one_model_on_a_gpu(dtype):
 @torch.no_grad()
 def test_tokens_with_more_channels_than_a_kernel_takes_are_attended_to_by_the_others():
     torch.manual_seed(0)
-    block = AttentionPairBias(144, 8, 6, c_s=16)
-    a, pair, s = torch.randn(1, 5, 144), torch.randn(5, 5, 8), torch.randn(1, 5, 16)
-    mask = torch.tensor([True, True, False, True, True])
+    block = AttentionPairBias(144, 8, 6, c_s=16).to(DEVICE)
+    shapes = (1, 5, 144), (5, 5, 8), (1, 5, 16)
+    a, pair, s = (torch.randn(shape, device=DEVICE) for shape in shapes)
+    mask = torch.tensor([True, True, False, True, True], device=DEVICE)
     found = {}
     for backend in ("torch", "triton"):
         with ops.use(backend):

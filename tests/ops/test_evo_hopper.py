@@ -11,7 +11,13 @@ from megafold.ops.evo_attention import folding, hopper, hopper_launch, launch
 from megafold.ops.hopper import L2_OF_AN_H100
 from megafold.ops.tuning import Config, use_config
 from tests.numerics import DEVICE
-from tests.ops.evo import assert_kernels_accurate, assert_same, attention, fused_results
+from tests.ops.evo import (
+    assert_kernels_accurate,
+    assert_same,
+    attention,
+    fused_results,
+    three_results,
+)
 
 HERE = torch.device(DEVICE)
 DTYPES = [torch.bfloat16, torch.float16]
@@ -504,3 +510,16 @@ def test_keys_of_few_rows_are_split_for_every_multiprocessor(monkeypatch):
     shared = plan("B1 S72 N8 K2048 H16 D32")
     assert (shared.alone, shared.ranges, shared.programs) == (False, 1, 132)
     assert shared.walks_each == shared.walks
+
+
+@on_hopper
+@pytest.mark.parametrize("name", ["q", "k", "v", "pair_bias"])
+@pytest.mark.parametrize("shape", ["B1 S72 N64 H4 D32", ALONE[0]])
+def test_what_is_no_number_is_not_hidden(shape, name, ran):
+    inputs, grad = attention(shape, torch.bfloat16)
+    inputs["mask"] = torch.ones_like(inputs["mask"])
+    inputs[name].view(-1)[12345] = torch.nan
+    fused, eager, _ = three_results(inputs, grad)
+    for result, expected in eager.items():
+        assert not (torch.isnan(expected) & ~torch.isnan(fused[result])).any(), result
+    assert ran.call_count == 1

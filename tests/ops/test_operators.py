@@ -275,3 +275,28 @@ def test_public_name_is_the_function_and_reference_holds_the_equation(case):
     assert getattr(ops, case.op) is case.function
     assert case.function.__name__ == case.op
     assert getattr(ops.reference, case.op) is case.reference
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu)]
+)
+@each_case
+def test_what_is_no_number_is_not_hidden(case, dtype):
+    """It comes out wherever PyTorch has it come out, so that who looks at the loss finds it."""
+    inputs, grad = draw(case, dtype)
+    if inputs.get("mask") is not None:  # what is left out may be anything
+        inputs["mask"] = torch.ones_like(inputs["mask"])
+
+    def found(function, given, grad):
+        return {n: torch.isnan(t) for n, t in accuracy.results(function, given, grad).items()}
+
+    for name in (*cases.differentiable(inputs), "gradient"):
+        given = {**inputs, "gradient": grad}
+        given[name] = given[name].clone()
+        given[name].flatten()[given[name].numel() // 2].fill_(torch.nan)
+        of_output = given.pop("gradient")
+        with ops.use("triton"):
+            fused = found(case.run, given, of_output)
+        for result, expected in found(case.run_reference, given, of_output).items():
+            hidden = int((expected & ~fused[result]).sum())
+            assert not hidden, f"NaN in {name}: {hidden} of {result} are numbers"

@@ -117,8 +117,8 @@ def _fold_queries(
     b_beyond = ((tl.abs(b_shift) <= _PEAK) == 0).to(tl.int32)  # of NaN, too
     tl.store(p_beyond + _OF_PROGRAMS + i, tl.max(tl.reshape(b_beyond, [BLOCK]), 0).to(tl.int8))
     # A query that has no key has no weights: a logarithm beyond every exponential.
-    b_some = b_inverse > 0.0
-    b_log = b_shift + tl.where(b_some, -tl.log2(tl.where(b_some, b_inverse, 1.0)), 16384.0)
+    b_none = b_inverse == 0.0
+    b_log = b_shift + tl.where(b_none, 16384.0, -tl.log2(tl.where(b_none, 1.0, b_inverse)))
     b_e = tl.zeros([BLOCK, 2, 8], p_beside.dtype.element_ty)
     b_e = _in_parts(o_c, -b_log / (scale * LOG2E), 0, b_e, UNIT)
     b_e = _in_parts(o_c, -b_delta, 4, b_e, UNIT)

@@ -151,8 +151,8 @@ def forward_kernel(
         i_row = row(i_group, r, rows_per_bias, ROWS).to(tl.int64)
         b_shift = shift_of(b_max[r], EXACT or p_q.dtype.element_ty == tl.float32)  # see load_shift
         # A row whose keys are all masked has no weights: zeros, here and in every gradient.
-        b_any = b_sum[r] > 0.0
-        b_inverse = tl.where(b_any, tl.math.div_rn(1.0, tl.where(b_any, b_sum[r], 1.0)), 0.0)
+        b_none = b_sum[r] == 0.0
+        b_inverse = tl.where(b_none, 0.0, tl.math.div_rn(1.0, tl.where(b_none, 1.0, b_sum[r])))
         p = p_stats + (i_row * heads + i_head) * queries + i_q
         tl.store(p + o_q, b_shift, mask=o_q < queries_left)
         tl.store(p + stride_inverse + o_q, b_inverse, mask=o_q < queries_left)

@@ -172,8 +172,8 @@ def _attend(
             mbarrier.arrive(empty.index(s))
             s, in_s = following(s, in_s, STAGES)
         total = gl.convert_layout(gl.sum(sums, 1), ROW)
-        some = total > 0.0
-        inverse = gl.where(some, 1.0 / gl.where(some, total, 1.0), 0.0)
+        none = total == 0.0
+        inverse = gl.where(none, 0.0, 1.0 / gl.where(none, 1.0, total))
         shift = gl.where(top == float("-inf"), 0.0, top * LOG2E)
         acc = acc * gl.convert_layout(inverse, ROW_ACC)[:, None]
         tma.store_wait(0)
