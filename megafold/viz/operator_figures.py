@@ -16,7 +16,7 @@ from megafold.bench.memory import MB, SavedTensor, TrainingMemory
 from megafold.bench.records import Record, newest
 from megafold.viz import theme
 
-SHAPES_IN_A_ROW = 5  # of a figure
+SHAPES_IN_A_ROW = 5  # of a figure, at most
 PARTS = ("activations", "parameters", "gradients", "optimizer")
 
 
@@ -77,7 +77,8 @@ def times(records: Iterable[Record], *, title: str, direction: str = "full") -> 
     if len({(r.device, r.dtype) for r in rows}) > 1:
         raise ValueError(f"not comparable: {records_source(rows)}")
     shapes = list(dict.fromkeys(r.shape for r in rows))
-    panels = [shapes[i : i + SHAPES_IN_A_ROW] for i in range(0, len(shapes), SHAPES_IN_A_ROW)]
+    in_a_row = math.ceil(len(shapes) / math.ceil(len(shapes) / SHAPES_IN_A_ROW))  # none left alone
+    panels = [shapes[i : i + in_a_row] for i in range(0, len(shapes), in_a_row)]
     figure = make_subplots(rows=len(panels), vertical_spacing=0.2 / len(panels))
     named: set[str] = set()
     for row, panel in enumerate(panels, start=1):
