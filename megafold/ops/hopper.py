@@ -94,6 +94,7 @@ def box(shape: tuple[int, ...], element: Any) -> Box:
 # What describes tensors that lie alike, without a tensor: to describe one anew takes ten times as
 # long, which a call does a dozen times.
 _described_before: dict[tuple[Any, ...], Any] = {}
+_MOST_KEPT = 4096  # sizes change from step to step where crops are not padded
 
 
 def described(tensor: torch.Tensor, in_boxes: Box) -> Any:
@@ -101,6 +102,8 @@ def described(tensor: torch.Tensor, in_boxes: Box) -> Any:
     key = (tensor.shape, tensor.stride(), tensor.dtype, in_boxes)
     alike = _described_before.get(key)
     if alike is None:
+        if len(_described_before) >= _MOST_KEPT:
+            _described_before.clear()
         alike = _described_before[key] = _describe(tensor, in_boxes)
         alike.base = None
     made = object.__new__(type(alike))  # a third of the time of `copy`

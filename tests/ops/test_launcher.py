@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from megafold.ops import hopper
 from megafold.ops.launcher import Launcher, layout, on
 
 
@@ -72,3 +74,17 @@ def test_nothing_is_switched_for_a_cpu():
     with on(torch.device("cpu")):
         pass
     assert on(torch.device("cpu")) is on(torch.device("meta"))
+
+
+def test_descriptions_of_tensors_for_tma_do_not_pile_up(monkeypatch):
+    """A training run sees as many sizes as it has crops, where these are not padded."""
+    gl = pytest.importorskip("triton.experimental.gluon.language")
+    monkeypatch.setattr(hopper, "_MOST_KEPT", 2)
+    monkeypatch.setattr(hopper, "_described_before", {})
+    boxes = hopper.box((16, 64), gl.float16)
+    for rows in (32, 48, 32, 64, 80, 32):
+        tensor = torch.empty((rows, 64), dtype=torch.float16)
+        found = hopper.described(tensor, boxes)
+        assert found.base is tensor
+        assert found.shape == [rows, 64]
+        assert len(hopper._described_before) <= 2
