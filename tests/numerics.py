@@ -39,10 +39,9 @@ def assert_accurate(
 
 def pooled(draws: Iterable[Triple]) -> Triple:
     """The results of several draws as one: kernels', eager's and exact ones, in this order."""
-    of_each = zip(*draws, strict=True)
     found, eager, exact = (
-        {name: torch.cat([results[name].flatten() for results in draws]) for name in draws[0]}
-        for draws in of_each
+        {name: torch.cat([results[name].flatten() for results in of_one]) for name in of_one[0]}
+        for of_one in zip(*draws, strict=True)
     )
     return found, eager, exact
 

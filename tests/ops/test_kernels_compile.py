@@ -28,16 +28,9 @@ from megafold.ops.variants import KernelVariant
 
 # Kernels that spill on some GPU with the block sizes of the default table, and the most bytes.
 SPILLS = {
-    # fp32 products go through the registers of every thread, not through tensor cores.
-    "evo_attention.forward float32 D128": 8,
-    "evo_attention.grad_kv float32 D128": 8,
-    "triangle_multiplication.weights_out float32 C128": 8,  # on an A100
-    # Twelve warps with 128 registers each, or eight with 184; what is spilt is read between walks,
-    # not for each tile.
+    # Twelve warps with 128 registers each; what is spilt is read between walks, not for each tile.
     "evo_attention.hopper_backward bfloat16 S384 N384 D32": 32,
     "evo_attention.hopper_backward float16 S384 N384 D32": 32,
-    "evo_attention.hopper_backward bfloat16 S384 N384 D64": 16,
-    "evo_attention.hopper_backward float16 S384 N384 D64": 16,
     "evo_attention.hopper_backward bfloat16 of triangle attention": 32,
     "evo_attention.hopper_backward float16 of triangle attention": 32,
     "evo_attention.hopper_backward bfloat16 S1024 N1024 D32": 40,
